@@ -1,0 +1,306 @@
+//! The local interface: JSON over HTTP on the agent's Unix socket. The same field names are what `vp-ctl -o json`
+//! prints; they are stable: fields are added, never renamed or removed.
+//!
+//! | method and path      | request            | answer                 |
+//! |----------------------|--------------------|------------------------|
+//! | GET /v1/status       |                    | [`Status`]             |
+//! | GET /v1/services     |                    | `Vec<`[`RemoteService`]`>` |
+//! | GET /v1/flows        | `?service=S&limit=N` | `Vec<`[`Flow`]`>`    |
+//! | GET /v1/whois        | `?address=A`       | [`Whois`]              |
+//! | POST /v1/map         | [`MapRequest`]     | [`MapResponse`]        |
+//! | POST /v1/unmap       | [`UnmapRequest`]   | [`Done`]               |
+//! | POST /v1/expose      | [`ExposeRequest`]  | [`Done`]               |
+//! | POST /v1/unexpose    | [`UnexposeRequest`]| [`Done`]               |
+//! | POST /v1/ping        | [`PingRequest`]    | `Vec<`[`Step`]`>`      |
+//! | POST /v1/explain     | [`ExplainRequest`] | [`Explanation`]        |
+//! | GET /v1/doctor       |                    | `Vec<`[`Finding`]`>`   |
+//! | GET /v1/audit        | `?lines=N&follow=B`| JSON lines             |
+//! | POST /v1/reload      |                    | [`Done`]               |
+//! | GET /metrics         |                    | Prometheus text        |
+//!
+//! Every refusal has a status of 4xx or 5xx and an [`Error`] as its body.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Error {
+    /// One line: what, where, what was expected.
+    pub error: String,
+}
+
+/// A change that was made; `warnings` are things an operator should know, one line each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    pub site: String,
+    pub version: String,
+    pub uptime_seconds: u64,
+    pub interface: String,
+    pub listen: String,
+    /// As `wg pubkey` prints it; what other sites put in their `peers`.
+    pub public_key: String,
+    pub pool: Vec<String>,
+    pub peers: Vec<PeerStatus>,
+    pub presences: Vec<Presence>,
+    pub callers: Vec<CallerPresence>,
+    pub services: Vec<Service>,
+    pub flows: FlowTable,
+    /// Packets dropped, by reason.
+    pub drops: BTreeMap<String, u64>,
+    pub health: Vec<Finding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    pub site: String,
+    /// `up`, `connecting` or `waiting` (for a peer without an endpoint to call).
+    pub state: String,
+    /// `direct` or `none`.
+    pub path: String,
+    pub endpoint: Option<String>,
+    pub handshake_age_seconds: Option<u64>,
+    pub rtt_ms: Option<f64>,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    /// The control channel: `open`, `closed`, or `none` for a stock peer.
+    pub control: String,
+    pub offered_services: u32,
+}
+
+/// A service presence: a local address that stands for a remote service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    pub service: String,
+    /// Address, or prefix for a service that is a prefix.
+    pub address: String,
+    pub ports: Vec<String>,
+    /// `up`; `away` (the peer is, or the tunnel), `not-offered` or `down` (its target).
+    pub state: String,
+    pub flows: u64,
+    /// `file` or `runtime` (added with vp-ctl).
+    pub origin: String,
+}
+
+/// A caller presence: a local address that stands for a remote caller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerPresence {
+    pub address: String,
+    pub site: String,
+    /// The name that its site gave it, if any.
+    pub client: Option<String>,
+    pub wire_address: String,
+    pub flows: u64,
+}
+
+/// A service that this site exposes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: String,
+    pub target: String,
+    pub ports: Vec<String>,
+    pub allow: Vec<String>,
+    /// `masquerade` or `presence`.
+    pub source: String,
+    /// What a stock WireGuard peer calls.
+    pub wire_addresses: Vec<String>,
+    pub flows: u64,
+    pub origin: String,
+}
+
+/// A service of another site that this site may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteService {
+    pub service: String,
+    pub ports: Vec<String>,
+    pub mapped: bool,
+    /// Its presences, if mapped.
+    pub addresses: Vec<String>,
+    pub state: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTable {
+    pub open: u64,
+    pub max: u64,
+    pub opened_total: u64,
+    pub closed_total: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    pub protocol: String,
+    pub service: String,
+    pub peer: String,
+    /// The caller's name, if its site gave it one.
+    pub client: Option<String>,
+    /// `caller` when this site's host opened it, `service` when the peer's did.
+    pub role: String,
+    /// Who calls whom, in this site's own addresses.
+    pub site: Ends,
+    /// The same inside the tunnel.
+    pub wire: Ends,
+    pub state: String,
+    pub age_seconds: u64,
+    pub idle_seconds: u64,
+    pub outbound_packets: u64,
+    pub outbound_bytes: u64,
+    pub inbound_packets: u64,
+    pub inbound_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ends {
+    /// `address:port` of the caller (for ICMP without a port).
+    pub caller: String,
+    /// `address:port` of the service.
+    pub service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Whois {
+    pub address: String,
+    /// `service`, `caller`, `gateway`, `host` or `nobody`.
+    pub kind: String,
+    pub site: Option<String>,
+    pub service: Option<String>,
+    pub client: Option<String>,
+    pub wire_address: Option<String>,
+    pub flows: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRequest {
+    /// `web.cloud` or `*.cloud`.
+    pub service: String,
+    pub address: Option<String>,
+    #[serde(default)]
+    pub ports: Vec<String>,
+    /// Client names or prefixes; empty: every host of the site.
+    #[serde(default)]
+    pub callers: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapResponse {
+    /// What the mapping gave, now; a `*.site` mapping may give several and more later.
+    pub presences: Vec<Presence>,
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmapRequest {
+    pub service: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExposeRequest {
+    pub name: String,
+    /// Addresses, or one prefix.
+    pub target: Vec<String>,
+    pub ports: Vec<String>,
+    pub allow: Vec<String>,
+    /// `masquerade` (default) or `presence`.
+    pub source: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnexposeRequest {
+    pub name: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingRequest {
+    pub service: String,
+    /// Such as `tcp/80`; absent: the first TCP port of the service.
+    pub port: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainRequest {
+    /// A client's name or an address of this site; absent: the gateway itself.
+    pub from: Option<String>,
+    pub to: String,
+    pub port: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// `allowed` or `denied`.
+    pub verdict: String,
+    /// Of the closed list; absent when allowed.
+    pub reason: Option<String>,
+    pub steps: Vec<Step>,
+}
+
+/// One layer of a ping, one step of an explanation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub step: String,
+    /// `ok`, `failed` or `skipped`.
+    pub outcome: String,
+    pub detail: String,
+    /// On a failure: who must change what.
+    pub change: Option<String>,
+}
+
+/// Something wrong with the gateway or its surroundings, and the way out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// A stable word, such as `forwarding-off`.
+    pub name: String,
+    /// `ok`, `warning` or `error`.
+    pub severity: String,
+    pub detail: String,
+    pub fix: Option<String>,
+}
+
+/// One line of the audit log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused` or `started`.
+    pub event: String,
+    pub site: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site_view: Option<Ends>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wire_view: Option<Ends>,
+    /// Why denied, or why closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The `allow` entry that let it pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound_packets: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inbound_packets: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    /// How many alike this line stands for, when more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeated: Option<u64>,
+    /// What changed, for `configuration`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}

@@ -1,0 +1,279 @@
+//! Who holds which address. One place, one small interface, the same answers for the same history.
+
+use super::{Family, Name, Pool, ServiceName, to_bits, wire};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// How long a given-up lease stays unused, so that what still calls it does not meet somebody else. The TIME-WAIT of
+/// a TCP connection (RFC 9293: 2 MSL of 2 minutes) and an idle UDP flow (RFC 4787 REQ-5) are over by then.
+pub const QUARANTINE: Duration = Duration::from_secs(600);
+
+/// To whom a lease belongs. The first three are pool addresses, the others wire indices.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holder {
+    /// The gateway's own presence.
+    Gateway {
+        family: Family,
+    },
+    ServicePresence {
+        service: ServiceName,
+        family: Family,
+    },
+    CallerPresence {
+        site: Name,
+        index: u16,
+        family: Family,
+    },
+    /// A service that this site exposes.
+    ServiceIndex {
+        service: Name,
+    },
+    /// A host of this site that calls others.
+    CallerIndex {
+        address: IpAddr,
+    },
+}
+
+/// A lease: its holder and what is held. A wire index is written as the service or caller address of IPv4.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Grant {
+    pub holder: Holder,
+    pub block: IpNet,
+}
+
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LeaseError {
+    #[error("the pool is full")]
+    PoolFull,
+    #[error("{0} is not in the pool, or is its network or broadcast address")]
+    OutsidePool(IpNet),
+    #[error("{block} is held by {by}")]
+    Taken { block: IpNet, by: Holder },
+}
+
+type Space = BTreeMap<(Family, u128), Held>;
+
+#[derive(Clone, Debug)]
+struct Held {
+    last: u128,
+    holder: Holder,
+}
+
+/// Every lease of a site, and what was given up lately.
+#[derive(Debug, Default)]
+pub struct Leases {
+    held: BTreeMap<Holder, IpNet>,
+    taken: Space,
+    given_up: BTreeMap<Holder, (IpNet, Instant)>,
+    resting: Space,
+    /// Where the last search of a kind ended: the next one goes on there, so that reuse comes as late as it can.
+    cursors: BTreeMap<(Kind, u8), u128>,
+    /// Kinds whose search found nothing; asking again is cheap until something was given up or rests no longer.
+    full: BTreeMap<(Kind, u8), Option<Instant>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Kind {
+    Pool(Family),
+    ServiceIndex,
+    CallerIndex,
+}
+
+impl Holder {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Gateway { family } | Self::ServicePresence { family, .. } | Self::CallerPresence { family, .. } => {
+                Kind::Pool(*family)
+            }
+            Self::ServiceIndex { .. } => Kind::ServiceIndex,
+            Self::CallerIndex { .. } => Kind::CallerIndex,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway { .. } => f.write_str("the gateway"),
+            Self::ServicePresence { service, .. } => write!(f, "service {service}"),
+            Self::CallerPresence { site, index, family } => {
+                write!(f, "caller {} of {site}", wire::caller(*family, *index))
+            }
+            Self::ServiceIndex { service } => write!(f, "service {service}"),
+            Self::CallerIndex { address } => write!(f, "host {address}"),
+        }
+    }
+}
+
+impl Leases {
+    /// A lease from before a restart.
+    pub fn restore(&mut self, grant: Grant) -> Result<(), LeaseError> {
+        if let Some(by) = overlapping(&self.taken, &grant.block) {
+            return Err(LeaseError::Taken { block: grant.block, by: by.clone() });
+        }
+        self.insert(grant);
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn block(&self, holder: &Holder) -> Option<IpNet> {
+        self.held.get(holder).copied()
+    }
+
+    /// Who holds this address.
+    #[must_use]
+    pub fn holder(&self, address: IpAddr) -> Option<&Holder> {
+        overlapping(&self.taken, &address.into())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Grant> + '_ {
+        self.held.iter().map(|(holder, block)| Grant { holder: holder.clone(), block: *block })
+    }
+
+    /// The block that `holder` has, or a new one of `host_bits` free host bits: `wanted`, the one it had before, or
+    /// the next that is free. The flag tells a new lease from an old one.
+    pub fn grant(
+        &mut self,
+        holder: &Holder,
+        pool: &Pool,
+        host_bits: u8,
+        wanted: Option<IpNet>,
+        now: Instant,
+    ) -> Result<(Grant, bool), LeaseError> {
+        let kind = holder.kind();
+        if let Some(wanted) = wanted.filter(|w| !allows(kind, pool, w)) {
+            return Err(LeaseError::OutsidePool(wanted));
+        }
+        if let Some(block) = self.block(holder) {
+            let fits = host_bits_of(&block) == host_bits && allows(kind, pool, &block);
+            if fits && wanted.is_none_or(|w| w == block) {
+                return Ok((Grant { holder: holder.clone(), block }, false));
+            }
+        }
+        let block = match wanted {
+            Some(block) => match overlapping(&self.taken, &block) {
+                Some(by) if by != holder => return Err(LeaseError::Taken { block, by: by.clone() }),
+                Some(_) | None => block,
+            },
+            None => self.find(holder, pool, host_bits, now).ok_or(LeaseError::PoolFull)?,
+        };
+        self.release(holder, now);
+        let grant = Grant { holder: holder.clone(), block };
+        self.insert(grant.clone());
+        Ok((grant, true))
+    }
+
+    /// Gives a lease up; its addresses rest for [`QUARANTINE`] before anyone else may have them.
+    pub fn release(&mut self, holder: &Holder, now: Instant) -> Option<Grant> {
+        let block = self.held.remove(holder)?;
+        self.taken.remove(&first(&block));
+        self.rest(holder, block, now + QUARANTINE);
+        Some(Grant { holder: holder.clone(), block })
+    }
+
+    fn rest(&mut self, holder: &Holder, block: IpNet, until: Instant) {
+        // A later owner of a part of it (by the operator's explicit wish) may have gone to rest already.
+        if overlapping(&self.resting, &block).is_none() {
+            self.resting.insert(first(&block), Held { last: last(&block), holder: holder.clone() });
+            self.given_up.insert(holder.clone(), (block, until));
+        }
+        self.full.clear();
+    }
+
+    fn find(&mut self, holder: &Holder, pool: &Pool, host_bits: u8, now: Instant) -> Option<IpNet> {
+        self.wake(now);
+        let kind = holder.kind();
+        if let Some((block, _)) = self.given_up.get(holder) {
+            let fits = host_bits_of(block) == host_bits && allows(kind, pool, block);
+            if fits && overlapping(&self.taken, block).is_none() {
+                return Some(*block);
+            }
+        }
+        let still_full = |until: &Option<Instant>| until.is_none_or(|until| now < until);
+        if self.full.get(&(kind, host_bits)).is_some_and(still_full) {
+            return None;
+        }
+        let cursor = self.cursors.get(&(kind, host_bits)).copied().unwrap_or(0);
+        let free =
+            |block: &IpNet| overlapping(&self.taken, block).is_none() && overlapping(&self.resting, block).is_none();
+        let after = blocks(kind, pool, host_bits).filter(|b| to_bits(b.addr()) > cursor).find(free);
+        let found = after.or_else(|| blocks(kind, pool, host_bits).find(free));
+        match found {
+            Some(block) => {
+                self.cursors.insert((kind, host_bits), to_bits(block.addr()));
+            }
+            None => {
+                let until = self.given_up.values().map(|(_, until)| *until).min();
+                self.full.insert((kind, host_bits), until);
+            }
+        }
+        found
+    }
+
+    fn wake(&mut self, now: Instant) {
+        let resting = &mut self.resting;
+        self.given_up.retain(|_, (block, until)| {
+            let rests = *until > now;
+            if !rests {
+                resting.remove(&first(block));
+            }
+            rests
+        });
+    }
+
+    fn insert(&mut self, grant: Grant) {
+        if let Some((block, _)) = self.given_up.remove(&grant.holder) {
+            self.resting.remove(&first(&block));
+        }
+        let held = Held { last: last(&grant.block), holder: grant.holder.clone() };
+        self.taken.insert(first(&grant.block), held);
+        self.held.insert(grant.holder, grant.block);
+    }
+}
+
+fn first(block: &IpNet) -> (Family, u128) {
+    (Family::of(block.addr()), to_bits(block.network()))
+}
+
+fn last(block: &IpNet) -> u128 {
+    to_bits(block.broadcast())
+}
+
+fn host_bits_of(block: &IpNet) -> u8 {
+    block.max_prefix_len() - block.prefix_len()
+}
+
+/// Who in `space` has a part of `block`. Blocks of a space never overlap, so the nearest below the end is enough.
+fn overlapping<'a>(space: &'a Space, block: &IpNet) -> Option<&'a Holder> {
+    let (family, start) = first(block);
+    let (key, held) = space.range(..=(family, last(block))).next_back()?;
+    (key.0 == family && held.last >= start).then_some(&held.holder)
+}
+
+fn allows(kind: Kind, pool: &Pool, block: &IpNet) -> bool {
+    match kind {
+        Kind::Pool(_) => pool.allows(block),
+        Kind::ServiceIndex | Kind::CallerIndex => true,
+    }
+}
+
+fn blocks<'a>(kind: Kind, pool: &'a Pool, host_bits: u8) -> Box<dyn Iterator<Item = IpNet> + 'a> {
+    let indices = move |role| {
+        let size = 1u32 << host_bits.min(15);
+        let (low, high) = (u32::from(wire::FIRST).div_ceil(size), u32::from(wire::LAST) / size);
+        (low..=high).filter_map(move |n| {
+            let index = u16::try_from(n * size).ok().filter(|i| u32::from(*i) + size - 1 <= u32::from(wire::LAST))?;
+            IpNet::new(wire::address(Family::V4, role, index), 32 - host_bits).ok()
+        })
+    };
+    match kind {
+        Kind::Pool(family) => Box::new(pool.blocks(family, host_bits)),
+        Kind::ServiceIndex => Box::new(indices(wire::Role::Service)),
+        Kind::CallerIndex => Box::new(indices(wire::Role::Caller)),
+    }
+}

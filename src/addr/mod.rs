@@ -1,0 +1,74 @@
+//! Values that everything else is made of: names, addresses inside a tunnel, pools, leases. Knows no other room.
+
+mod lease;
+mod name;
+mod pool;
+pub mod wire;
+
+pub use lease::{Grant, Holder, LeaseError, Leases, QUARANTINE};
+pub use name::{Name, NameError, ServiceName};
+pub use pool::{Pool, PoolError};
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::IpAddr;
+
+/// A peer's slot in this node; stays the same for a peer as long as its public key is configured.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PeerId(pub u32);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Length of an address in bits.
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// The address as a number, so that both families count alike.
+#[must_use]
+pub fn to_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(a) => u128::from(a.to_bits()),
+        IpAddr::V6(a) => a.to_bits(),
+    }
+}
+
+/// The inverse of [`to_bits`]; bits beyond the family's length are cut off.
+#[must_use]
+#[allow(clippy::cast_possible_truncation)] // the cut is the contract
+pub fn from_bits(family: Family, bits: u128) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4((bits as u32).into()),
+        Family::V6 => IpAddr::V6(bits.into()),
+    }
+}

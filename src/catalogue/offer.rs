@@ -1,0 +1,45 @@
+//! What one site lets another use: state that is replaced whole, never events.
+
+use crate::addr::{Family, Name};
+use crate::policy::PortRange;
+use std::collections::BTreeMap;
+
+/// As many as there are wire indices.
+pub const OFFER_SERVICES_MAX: usize = 0xfffd;
+
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Offer {
+    pub services: Vec<OfferedService>,
+    pub callers: Vec<NamedCaller>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OfferedService {
+    pub name: Name,
+    /// First wire index.
+    pub index: u16,
+    /// The service is a prefix of this many free host bits; 0 for one address.
+    pub host_bits: u8,
+    pub ipv4: bool,
+    pub ipv6: bool,
+    pub ports: Vec<PortRange>,
+    pub labels: BTreeMap<String, String>,
+    pub healthy: bool,
+}
+
+/// A caller that its site gives a name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedCaller {
+    pub index: u16,
+    pub name: Name,
+}
+
+impl OfferedService {
+    #[must_use]
+    pub fn has(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        }
+    }
+}
