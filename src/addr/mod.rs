@@ -1,13 +1,18 @@
-//! Values that everything else is made of: names, addresses inside a tunnel, pools, leases. Knows no other room.
+//! Values that everything else is made of: names, ports, selectors, addresses inside a
+//! tunnel, pools, leases. Knows no other room.
 
 mod lease;
 mod name;
 mod pool;
+mod port;
+mod selector;
 pub mod wire;
 
 pub use lease::{Grant, Holder, LeaseError, Leases, QUARANTINE};
 pub use name::{Name, NameError, ServiceName};
 pub use pool::{Pool, PoolError};
+pub use port::{PortMap, PortRange, PortSpecError, Protocol, protocol};
+pub use selector::{Identity, Selector, SelectorError};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -1,7 +1,6 @@
 //! What one site lets another use: state that is replaced whole, never events.
 
-use crate::addr::{Family, Name};
-use crate::policy::PortRange;
+use crate::addr::{Family, Name, PortRange};
 use std::collections::BTreeMap;
 
 /// As many as there are wire indices.

@@ -1,7 +1,6 @@
 //! What the operator wants of this gateway, checked by the shell that read it (with file, line and column).
 
-use crate::addr::{Name, Pool, ServiceName};
-use crate::policy::{Identity, PortMap, PortRange, Selector};
+use crate::addr::{Identity, Name, Pool, PortMap, PortRange, Selector, ServiceName};
 use ipnet::IpNet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

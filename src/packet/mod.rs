@@ -6,13 +6,7 @@ use crate::addr::Family;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-/// Protocol numbers (IANA).
-pub mod protocol {
-    pub const ICMP: u8 = 1;
-    pub const TCP: u8 = 6;
-    pub const UDP: u8 = 17;
-    pub const ICMPV6: u8 = 58;
-}
+pub use crate::addr::protocol;
 
 /// For ICMP echo both ports are the identifier, so that request and reply are each other's reverse.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

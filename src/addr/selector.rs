@@ -1,6 +1,6 @@
 //! Whom an `allow` entry means.
 
-use crate::addr::{Name, NameError};
+use super::{Name, NameError};
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,8 +1,15 @@
 //! Ports as the operator writes them: `tcp/443`, `udp/5000-5010`, `icmp`, and in a mapping `tcp/80=tcp/8080`.
 
-use crate::packet::protocol;
 use std::fmt;
 use std::str::FromStr;
+
+/// Protocol numbers (IANA).
+pub mod protocol {
+    pub const ICMP: u8 = 1;
+    pub const TCP: u8 = 6;
+    pub const UDP: u8 = 17;
+    pub const ICMPV6: u8 = 58;
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Protocol {
