@@ -2,6 +2,7 @@
 //! tunnel, pools, leases. Knows no other room.
 
 mod lease;
+mod limits;
 mod name;
 mod pool;
 mod port;
@@ -9,6 +10,7 @@ mod selector;
 pub mod wire;
 
 pub use lease::{Grant, Holder, LeaseError, Leases, QUARANTINE};
+pub use limits::Limits;
 pub use name::{Name, NameError, ServiceName};
 pub use pool::{Pool, PoolError};
 pub use port::{PortMap, PortRange, PortSpecError, Protocol, protocol};

@@ -9,12 +9,12 @@ mod settings;
 
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
-pub use settings::{
-    CallerSelector, Client, Exposure, Limits, Mapping, PeerSettings, ServicePattern, Settings, Source, Target,
-};
+pub use settings::{PeerSettings, Settings};
 
+pub use crate::addr::Limits;
 use crate::addr::{Grant, PeerId};
 use crate::catalogue::Offer;
+pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};
 use crate::packet::Offload;
 use crate::tunnel::Transmits;
 use std::net::SocketAddr;

@@ -1,17 +1,15 @@
 //! What the operator wants of this gateway, checked by the shell that read it (with file, line and column).
 
-use crate::addr::{Identity, Name, Pool, PortMap, PortRange, Selector, ServiceName};
-use ipnet::IpNet;
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
+use crate::addr::{Identity, Name, Pool};
+use crate::catalogue::{Client, Exposure, Mapping};
+use std::net::SocketAddr;
 
 /// Desired state, whole. Applying it again with changes leaves alone what did not change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
     pub site: Name,
     pub pool: Pool,
-    /// The gateway's own addresses on its networks: never a caller from outside, never a presence.
+    /// The largest packet inside a tunnel.
     pub inner_mtu: u16,
     pub flows_max: u32,
     pub peers: Vec<PeerSettings>,
@@ -30,100 +28,4 @@ pub struct PeerSettings {
     pub keepalive_seconds: Option<u16>,
     /// A WireGuard peer without an agent: it has no control channel and announces nothing.
     pub stock: bool,
-}
-
-/// A name for hosts of this site.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Client {
-    pub name: Name,
-    pub addresses: Vec<IpAddr>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Exposure {
-    pub name: Name,
-    pub target: Target,
-    /// Never empty.
-    pub ports: Vec<PortRange>,
-    pub allow: Vec<Selector>,
-    pub source: Source,
-    pub limits: Limits,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Target {
-    /// One or several backends; new flows spread over those of their family.
-    Backends(Vec<IpAddr>),
-    /// One to one, host part kept.
-    Prefix(IpNet),
-}
-
-/// What the server sees as the caller.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// The gateway: the kernel masquerades.
-    Masquerade,
-    /// The caller presence.
-    Presence,
-}
-
-/// Absent: no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Limits {
-    pub bits_per_second: Option<u64>,
-    pub flows: Option<u32>,
-    pub new_flows_per_second: Option<u32>,
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Mapping {
-    pub service: ServicePattern,
-    /// Absent: leased from the pool. The first address of a prefix service's block.
-    pub address: Option<IpAddr>,
-    /// Empty: every port the service offers, unchanged.
-    pub ports: Vec<PortMap>,
-    /// Empty: every host of this site.
-    pub callers: Vec<CallerSelector>,
-}
-
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum ServicePattern {
-    One(ServiceName),
-    /// `*.cloud`: whatever the site offers.
-    AllOf(Name),
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CallerSelector {
-    Client(Name),
-    Prefix(IpNet),
-}
-
-impl FromStr for ServicePattern {
-    type Err = crate::addr::NameError;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.strip_prefix("*.") {
-            Some(site) => Ok(Self::AllOf(Name::new(site)?)),
-            None => Ok(Self::One(text.parse()?)),
-        }
-    }
-}
-
-impl fmt::Display for ServicePattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::One(service) => service.fmt(f),
-            Self::AllOf(site) => f.pad(&format!("*.{site}")),
-        }
-    }
-}
-
-impl ServicePattern {
-    #[must_use]
-    pub fn matches(&self, service: &ServiceName) -> bool {
-        match self {
-            Self::One(one) => one == service,
-            Self::AllOf(site) => *site == service.site,
-        }
-    }
 }
