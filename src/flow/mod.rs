@@ -1,1 +1,9 @@
-//! (see ARCHITECTURE.md)
+//! Flows: a table that remembers a decision per (door, five-tuple) until silence, and the life-cycle of TCP.
+//! It knows nothing of services or policy: whose flow it is, is an opaque number to it.
+
+mod life;
+mod table;
+mod wheel;
+
+pub use life::{State, Stirred, Traffic};
+pub use table::{Direction, Door, Flow, FlowId, NewFlow, Owner, Table};
