@@ -111,6 +111,14 @@ impl fmt::Display for Holder {
 }
 
 impl Leases {
+    /// Gives a lease up without rest: for what nothing has used for long.
+    pub fn reclaim(&mut self, holder: &Holder) -> Option<Grant> {
+        let block = self.held.remove(holder)?;
+        self.taken.remove(&first(&block));
+        self.full.clear();
+        Some(Grant { holder: holder.clone(), block })
+    }
+
     /// A lease from before a restart.
     pub fn restore(&mut self, grant: Grant) -> Result<(), LeaseError> {
         if let Some(by) = overlapping(&self.taken, &grant.block) {

@@ -128,6 +128,13 @@ impl PortMap {
         covered.then(|| if protocol == Protocol::Icmp { port } else { self.remote_first + (port - self.local.first) })
     }
 
+    /// The presence's port that stands for `port` of the service: the inverse of [`Self::remote`].
+    #[must_use]
+    pub fn local(&self, protocol: Protocol, port: u16) -> Option<u16> {
+        let covered = self.remote_range().contains(protocol, port);
+        covered.then(|| if protocol == Protocol::Icmp { port } else { self.local.first + (port - self.remote_first) })
+    }
+
     /// The service's ports that this map reaches.
     #[must_use]
     pub fn remote_range(&self) -> PortRange {

@@ -43,6 +43,17 @@ impl Selector {
     }
 }
 
+impl Selector {
+    /// Whether some caller of the peer's site could match.
+    #[must_use]
+    pub fn may_match(&self, peer: &Identity) -> bool {
+        match self {
+            Self::Client { site, .. } => *site == peer.site,
+            Self::Any | Self::Site(_) | Self::Group(_) | Self::Tenant(_) => self.matches(peer, None),
+        }
+    }
+}
+
 impl FromStr for Selector {
     type Err = SelectorError;
     fn from_str(text: &str) -> Result<Self, SelectorError> {

@@ -1,7 +1,13 @@
-//! What is exposed, offered and mapped, and under which address.
+//! What is exposed, offered and mapped, and under which address. Knows names, leases and ports; no packets, no flows.
 
+mod callers;
+mod exposed;
 mod offer;
+mod presences;
 mod settings;
 
+pub use callers::{Caller, Callers};
+pub use exposed::{Exposed, ExposedServices};
 pub use offer::{NamedCaller, OFFER_SERVICES_MAX, Offer, OfferedService};
+pub use presences::{LeaseChanges, PeerOffer, Presence, Presences};
 pub use settings::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};

@@ -1,0 +1,170 @@
+//! The services of this site, by name and by wire index.
+
+use super::settings::{Exposure, Target};
+use super::{NamedCaller, Offer, OfferedService};
+use crate::addr::{Family, Holder, Identity, LeaseError, Leases, Name, Pool, from_bits, to_bits, wire};
+use ipnet::IpNet;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Instant;
+
+/// A service of this site. Its number stays the same as long as it is exposed.
+#[derive(Debug)]
+pub struct Exposed {
+    pub exposure: Exposure,
+    /// First wire index; a prefix has one for each of its addresses.
+    pub index: u16,
+    pub host_bits: u8,
+    pub flows: u32,
+}
+
+#[derive(Debug, Default)]
+pub struct ExposedServices {
+    services: BTreeMap<u32, Exposed>,
+    /// Numbers are not used again: an old flow's number must never mean another service.
+    last_number: u32,
+    by_name: BTreeMap<Name, u32>,
+    by_index: BTreeMap<u16, u32>,
+}
+
+impl Exposed {
+    #[must_use]
+    pub fn has(&self, family: Family) -> bool {
+        match &self.exposure.target {
+            Target::Backends(backends) => backends.iter().any(|b| Family::of(*b) == family),
+            Target::Prefix(prefix) => Family::of(prefix.addr()) == family,
+        }
+    }
+
+    /// The backends a new flow to this wire index may go to.
+    pub fn targets(&self, family: Family, index: u16) -> impl Iterator<Item = IpAddr> + '_ {
+        let (backends, one) = match &self.exposure.target {
+            Target::Backends(backends) => (backends.as_slice(), None),
+            Target::Prefix(prefix) => {
+                let offset = u128::from(index - self.index);
+                let address = from_bits(Family::of(prefix.addr()), to_bits(prefix.network()) + offset);
+                (&[][..], Some(address))
+            }
+        };
+        backends.iter().copied().chain(one).filter(move |a| Family::of(*a) == family)
+    }
+
+    /// The wire index that stands for this target; none if it is not one of the service's.
+    #[must_use]
+    pub fn index_of(&self, target: IpAddr) -> Option<u16> {
+        match &self.exposure.target {
+            Target::Backends(backends) => backends.contains(&target).then_some(self.index),
+            Target::Prefix(prefix) => {
+                let offset = prefix.contains(&target).then(|| to_bits(target) - to_bits(prefix.network()))?;
+                Some(self.index + u16::try_from(offset).ok()?)
+            }
+        }
+    }
+
+    /// The wire addresses, as one prefix a family.
+    pub fn wire_blocks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        Family::BOTH
+            .into_iter()
+            .filter(|family| self.has(*family))
+            .filter_map(|family| IpNet::new(wire::service(family, self.index), family.bits() - self.host_bits).ok())
+    }
+
+    /// Whether anyone of the peer's site may use it.
+    #[must_use]
+    pub fn is_for(&self, peer: &Identity) -> bool {
+        self.exposure.allow.iter().any(|selector| selector.may_match(peer))
+    }
+}
+
+impl ExposedServices {
+    /// Makes it so; numbers, leases and counts of what stays are kept. Leases of what went are given up.
+    pub fn set(
+        &mut self,
+        exposures: &[Exposure],
+        leases: &mut Leases,
+        now: Instant,
+    ) -> Result<Vec<crate::addr::Grant>, LeaseError> {
+        let mut granted = Vec::new();
+        let mut next = BTreeMap::new();
+        for exposure in exposures {
+            let host_bits = match &exposure.target {
+                Target::Backends(_) => 0,
+                Target::Prefix(prefix) => prefix.max_prefix_len() - prefix.prefix_len(),
+            };
+            let holder = Holder::ServiceIndex { service: exposure.name.clone() };
+            let (grant, is_new) = leases.grant(&holder, &Pool::default(), host_bits, None, now)?;
+            let Some((_, index)) = wire::parse(grant.block.addr()) else { continue };
+            if is_new {
+                granted.push(grant);
+            }
+            next.insert(exposure.name.clone(), (exposure, index, host_bits));
+        }
+        self.by_index.clear();
+        let gone: Vec<Name> = self.by_name.keys().filter(|name| !next.contains_key(*name)).cloned().collect();
+        for name in gone {
+            if let Some(number) = self.by_name.remove(&name) {
+                self.services.remove(&number);
+            }
+        }
+        for (name, (exposure, index, host_bits)) in next {
+            let number = self.number_for(&name);
+            let flows = self.get(number).map_or(0, |service| service.flows);
+            self.services.insert(number, Exposed { exposure: exposure.clone(), index, host_bits, flows });
+            self.by_index.insert(index, number);
+        }
+        Ok(granted)
+    }
+
+    fn number_for(&mut self, name: &Name) -> u32 {
+        if let Some(number) = self.by_name.get(name) {
+            return *number;
+        }
+        self.last_number += 1;
+        let number = self.last_number;
+        self.by_name.insert(name.clone(), number);
+        number
+    }
+
+    #[must_use]
+    pub fn get(&self, number: u32) -> Option<&Exposed> {
+        self.services.get(&number)
+    }
+
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut Exposed> {
+        self.services.get_mut(&number)
+    }
+
+    #[must_use]
+    pub fn by_name(&self, name: &Name) -> Option<(u32, &Exposed)> {
+        let number = *self.by_name.get(name)?;
+        Some((number, self.get(number)?))
+    }
+
+    #[must_use]
+    pub fn by_index(&self, index: u16) -> Option<(u32, &Exposed)> {
+        let (_, number) = self.by_index.range(..=index).next_back()?;
+        let service = self.get(*number)?;
+        (u32::from(index - service.index) < 1 << service.host_bits).then_some((*number, service))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Exposed)> {
+        self.by_name.values().filter_map(|number| Some((*number, self.get(*number)?)))
+    }
+
+    /// What `peer` may use.
+    #[must_use]
+    pub fn offer(&self, peer: &Identity, callers: Vec<NamedCaller>) -> Offer {
+        let offered = |service: &Exposed| OfferedService {
+            name: service.exposure.name.clone(),
+            index: service.index,
+            host_bits: service.host_bits,
+            ipv4: service.has(Family::V4),
+            ipv6: service.has(Family::V6),
+            ports: service.exposure.ports.clone(),
+            labels: BTreeMap::new(),
+            healthy: true,
+        };
+        let services = self.iter().filter(|(_, s)| s.is_for(peer)).map(|(_, s)| offered(s)).collect();
+        Offer { services, callers }
+    }
+}
