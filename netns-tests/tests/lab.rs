@@ -1,0 +1,129 @@
+//! The lab itself: what stories rely on.
+//!
+//! ```text
+//!   plc .2 --+                                                        +-- web .5
+//!            +-- factory gateway -- NAT or router -- internet -- cloud gateway
+//! ```
+
+use anyhow::{Result, ensure};
+use netns_tests::{Access, Families, Family, Filtering, Internet, Lab, Mapping, Plan, Site, story, wait_for};
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+fn sites(lab: &Lab, access: Access) -> Result<(Internet, Site, Site)> {
+    let plan = Plan::named("same", Families::Both)?;
+    let internet = Internet::new(lab)?;
+    let cloud = Site::new(lab, "cloud", &plan.cloud_lan, &internet, Access::Direct)?;
+    let factory = Site::new(lab, "factory", &plan.factory_lan, &internet, access)?;
+    Ok((internet, cloud, factory))
+}
+
+#[test]
+fn hosts_reach_their_gateway_and_gateways_the_internet() {
+    story(|lab| {
+        let (_internet, cloud, factory) = sites(lab, Access::HOME_NAT)?;
+        let plc = factory.host(lab, "plc", 2)?;
+        plc.namespace.sh("ping -c1 -W5 10.0.0.1")?;
+        plc.namespace.sh("ping -c1 -W5 fd00:0:0:1::1")?;
+        factory.gateway.sh(&format!("ping -c1 -W5 {}", cloud.uplink.v4))?;
+        factory.gateway.sh(&format!("ping -c1 -W5 {}", cloud.uplink.v6))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_router_in_the_middle_can_have_a_small_mtu() {
+    story(|lab| {
+        let (internet, cloud, factory) = sites(lab, Access::Router)?;
+        factory.limit_mtu(&internet, 1280)?;
+        let full = format!("ping -M do -s 1472 -c1 -W5 {}", factory.uplink.v4);
+        let said = cloud.gateway.sh(&full).err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(said.contains("Frag needed"), "{said}");
+        cloud.gateway.sh(&format!("ping -M do -s 1252 -c1 -W5 {}", factory.uplink.v4))?;
+        Ok(())
+    });
+}
+
+/// From inside: which public ports two destinations see; from outside: who gets through to it.
+fn probe_nat(mapping: Mapping, filtering: Filtering) -> Result<()> {
+    let lab = Lab::new()?;
+    let (internet, cloud, factory) = sites(&lab, Access::Nat(mapping, filtering))?;
+    let bind = |site: &Site, address: SocketAddr| -> Result<UdpSocket> {
+        let socket = site.gateway.run(|| UdpSocket::bind(address))??;
+        socket.set_read_timeout(Some(Duration::from_millis(10)))?;
+        Ok(socket)
+    };
+    for family in [Family::V4, Family::V6] {
+        let any: SocketAddr = if family == Family::V4 { "0.0.0.0:4000".parse()? } else { "[::]:4000".parse()? };
+        let inside = bind(&factory, any)?;
+        let called = bind(&cloud, (cloud.uplink.address(family), 1000).into())?;
+        let same_host = bind(&cloud, (cloud.uplink.address(family), 1001).into())?;
+        let stranger = internet.namespace.run(|| UdpSocket::bind((any.ip(), 1000)))??;
+
+        let mut buffer = [0; 16];
+        inside.send_to(b"hello", called.local_addr()?)?;
+        let (_, mapped) = wait_for("the datagram to arrive", || Ok(Some(called.recv_from(&mut buffer)?)))?;
+        ensure!(mapped.ip() == factory.uplink.address(family));
+        inside.send_to(b"hello", same_host.local_addr()?)?;
+        let (_, mapped_again) = wait_for("the second datagram", || Ok(Some(same_host.recv_from(&mut buffer)?)))?;
+        ensure!((mapped == mapped_again) == (mapping == Mapping::EndpointIndependent), "{mapped} {mapped_again}");
+
+        // A third port of a called host, and a host that was never called; then the called one as the last.
+        let third = bind(&cloud, (cloud.uplink.address(family), 1002).into())?;
+        third.send_to(b"third", mapped)?;
+        stranger.send_to(b"stranger", mapped)?;
+        called.send_to(b"called", mapped)?;
+        let mut got = Vec::new();
+        wait_for("the answer", || {
+            let (bytes, _) = inside.recv_from(&mut buffer)?;
+            got.push(String::from_utf8_lossy(&buffer[..bytes]).into_owned());
+            Ok(got.contains(&"called".to_owned()).then_some(()))
+        })?;
+        let expected: &[&str] = match filtering {
+            Filtering::EndpointIndependent => &["third", "stranger", "called"],
+            Filtering::AddressDependent => &["third", "called"],
+            Filtering::AddressAndPortDependent => &["called"],
+        };
+        ensure!(got == expected, "{family:?}: {got:?} in place of {expected:?}");
+    }
+    let dropped = factory.access.as_ref().map(|nat| nat.unsolicited()).transpose()?;
+    let per_family = match filtering {
+        Filtering::EndpointIndependent => 0,
+        Filtering::AddressDependent => 1,
+        Filtering::AddressAndPortDependent => 2,
+    };
+    ensure!(dropped == Some(2 * per_family), "{dropped:?} dropped");
+    Ok(())
+}
+
+#[test]
+fn nats_map_and_filter_as_their_kind_does() -> Result<()> {
+    probe_nat(Mapping::EndpointIndependent, Filtering::EndpointIndependent)?;
+    probe_nat(Mapping::EndpointIndependent, Filtering::AddressDependent)?;
+    probe_nat(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent)?;
+    probe_nat(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+}
+
+#[test]
+fn loss_comes_and_goes() {
+    story(|lab| {
+        let (internet, cloud, factory) = sites(lab, Access::Router)?;
+        internet.lose(&factory.uplink, 1000)?;
+        ensure!(cloud.gateway.sh(&format!("ping -c1 -W1 {}", factory.uplink.v4)).is_err());
+        internet.calm()?;
+        cloud.gateway.sh(&format!("ping -c1 -W5 {}", factory.uplink.v4))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_of_a_dropped_lab_is_left() -> Result<()> {
+    let lab = Lab::new()?;
+    let directory = lab.directory().to_owned();
+    let machine = lab.namespace("machine")?;
+    let name = machine.name().to_owned();
+    let _sleeper = netns_tests::Process::start_line(&lab, &machine, "sleep 1000")?;
+    drop(lab);
+    ensure!(!directory.exists() && !std::path::Path::new("/run/netns").join(name).exists());
+    Ok(())
+}
