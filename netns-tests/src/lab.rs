@@ -77,7 +77,6 @@ impl Lab {
         &self.directory
     }
 
-    #[allow(dead_code)] // for the agents, which come next
     pub(crate) fn watch_agent_log(&self, path: &Path) {
         let mut logs = self.agent_logs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !logs.iter().any(|log| log == path) {

@@ -6,7 +6,11 @@
 //! ```
 
 use anyhow::{Result, ensure};
-use netns_tests::{Access, Families, Family, Filtering, Internet, Lab, Mapping, Plan, Site, story, wait_for};
+use netns_tests::server::Content;
+use netns_tests::{
+    Access, Capture, Families, Family, Filtering, Internet, Lab, Mapping, Plan, Shim, Site, TcpServer, UdpEcho,
+    Weather, capture, story, wait_for,
+};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -126,4 +130,50 @@ fn nothing_of_a_dropped_lab_is_left() -> Result<()> {
     drop(lab);
     ensure!(!directory.exists() && !std::path::Path::new("/run/netns").join(name).exists());
     Ok(())
+}
+
+#[test]
+fn servers_serve_and_captures_see_every_byte() {
+    story(|lab| {
+        let (_internet, cloud, _factory) = sites(lab, Access::HOME_NAT)?;
+        let (web, other) = (cloud.host(lab, "web", 5)?, cloud.host(lab, "other", 6)?);
+        let http = TcpServer::http(&web.namespace, (web.address(Family::V4)?, 80), "a page")?;
+        let captures = [Capture::start(lab, &web.namespace, "eth0")?, Capture::start(lab, &other.namespace, "eth0")?];
+        let page = other.namespace.http(http.address, "/")?;
+        ensure!(page == format!("a page\ncalled by {}\n", other.address(Family::V4)?).as_bytes());
+        let many = other.namespace.http(http.address, "/bytes/3000000")?;
+        ensure!(many == Content::new("a page").take(3_000_000));
+        ensure!(http.callers.count() == 2 && http.callers.addresses() == [other.address(Family::V4)?]);
+        for capture in captures {
+            let packets = capture.stop()?;
+            ensure!(capture::contains(&packets, b"called by") && capture::contains(&packets, &many[2_999_990..]));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn weather_delays_loses_doubles_and_reorders() {
+    story(|lab| {
+        let (internet, cloud, factory) = sites(lab, Access::HOME_NAT)?;
+        let echo = UdpEcho::start(&cloud.gateway, (cloud.uplink.v4, 7))?;
+        let at = SocketAddr::new("203.0.113.1".parse()?, 1000);
+        let shim = Shim::start(&internet.namespace, at, echo.address, Weather::default())?;
+        let caller = factory.gateway.udp(shim.address)?;
+        let mut buffer = [0; 4];
+        let mut echoes = |count: u32| -> Result<Vec<u32>> {
+            (0..count).try_for_each(|n| caller.send(&n.to_be_bytes()).map(drop))?;
+            caller.set_read_timeout(Some(Duration::from_millis(500)))?;
+            let mut got = Vec::new();
+            while caller.recv(&mut buffer).is_ok() {
+                got.push(u32::from_be_bytes(buffer));
+            }
+            Ok(got)
+        };
+        ensure!(echoes(100)? == (0..100).collect::<Vec<_>>());
+        shim.set(Weather { lost: 100, doubled: 100, jitter: Duration::from_millis(50), ..Weather::default() });
+        let got = echoes(1000)?;
+        ensure!(got.len() > 800 && got.len() < 1200 && !got.is_sorted(), "{} echoes", got.len());
+        Ok(())
+    });
 }

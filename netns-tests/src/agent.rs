@@ -1,0 +1,246 @@
+//! A gateway's agent, started, configured and asked as its operator would: the binaries, a YAML file, `vp-ctl`.
+
+use crate::{Lab, Namespace, Process, wait};
+use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use ipnet::IpNet;
+use serde_json::Value;
+use std::fmt::Write;
+use std::fs::{self, OpenOptions};
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use x25519_dalek::{PublicKey, StaticSecret};
+
+/// A site's key pair, as `wg genkey` and `wg pubkey` print it.
+#[derive(Clone)]
+pub struct Key {
+    pub private: StaticSecret,
+}
+
+impl Key {
+    pub fn new() -> Result<Self> {
+        let mut bytes = [0; 32];
+        fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        Ok(Self { private: bytes.into() })
+    }
+
+    #[must_use]
+    pub fn public(&self) -> String {
+        BASE64_STANDARD.encode(PublicKey::from(&self.private).as_bytes())
+    }
+
+    /// Readable by root alone.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
+        std::io::Write::write_all(&mut file, (BASE64_STANDARD.encode(self.private.as_bytes()) + "\n").as_bytes())?;
+        Ok(())
+    }
+}
+
+/// What `agent.yaml` says.
+#[derive(Clone, Default)]
+pub struct Config {
+    pub site: String,
+    pub pool: Vec<IpNet>,
+    pub listen: Option<SocketAddr>,
+    pub peers: Vec<Peer>,
+    /// The rest (`expose:`, `map:`, `clients:` and so on) as its YAML text.
+    pub rest: String,
+}
+
+#[derive(Clone, Default)]
+pub struct Peer {
+    pub site: String,
+    pub public_key: String,
+    pub endpoint: Option<SocketAddr>,
+    pub keepalive_seconds: Option<u16>,
+    /// Further keys of the entry, such as `stock: true`.
+    pub rest: String,
+}
+
+pub struct Agent {
+    pub machine: Namespace,
+    pub config: Config,
+    pub key: Key,
+    directory: PathBuf,
+    process: Process,
+}
+
+impl Agent {
+    /// Starts an agent on `machine` and waits until `vp-ctl status` answers.
+    pub fn start(lab: &Lab, machine: &Namespace, config: Config, key: Key) -> Result<Self> {
+        let directory = lab.directory().join(machine.label());
+        fs::create_dir_all(&directory)?;
+        key.write(&directory.join("site.key"))?;
+        fs::write(directory.join("agent.yaml"), yaml(&config, &directory))?;
+        let process = run_agent(lab, machine, &directory)?;
+        let mut agent = Self { machine: machine.clone(), config, key, directory, process };
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// A new process with the same files, after [`Self::kill`] or [`Self::stop`].
+    pub fn start_again(&mut self, lab: &Lab) -> Result<()> {
+        self.process = run_agent(lab, &self.machine, &self.directory)?;
+        self.wait_ready()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill().map(drop)
+    }
+
+    /// SIGTERM; fails unless it ends well.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process.stop()?;
+        ensure!(status.success(), "vp-agent of {} ended with {status}", self.config.site);
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("agent.sock")
+    }
+
+    /// Writes the file anew, as an operator's editor would.
+    pub fn write_config(&self) -> Result<()> {
+        Ok(fs::write(self.directory.join("agent.yaml"), yaml(&self.config, &self.directory))?)
+    }
+
+    /// `vp-ctl` with these arguments (split at white space); its standard output. An error if it fails.
+    pub fn ctl(&self, arguments: &str) -> Result<String> {
+        let output = self.ctl_output(arguments)?;
+        let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "vp-ctl {arguments} at {}: {} {error}{out}", self.config.site, output.status);
+        Ok(out.into_owned())
+    }
+
+    pub fn ctl_output(&self, arguments: &str) -> Result<Output> {
+        let mut command = Command::new(binary("vp-ctl")?);
+        command.arg("--socket").arg(self.socket()).args(arguments.split_whitespace());
+        Ok(command.output()?)
+    }
+
+    /// `vp-ctl -o json` with these arguments.
+    pub fn ask(&self, arguments: &str) -> Result<Value> {
+        let out = self.ctl(&format!("-o json {arguments}"))?;
+        serde_json::from_str(&out).with_context(|| format!("vp-ctl -o json {arguments}: {out}"))
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        self.ask("status")
+    }
+
+    /// Packets dropped for this reason.
+    pub fn drops(&self, reason: &str) -> Result<u64> {
+        Ok(self.status()?["drops"][reason].as_u64().unwrap_or(0))
+    }
+
+    /// The address that stands for this service here, as soon as it is usable.
+    pub fn presence(&self, service: &str) -> Result<std::net::IpAddr> {
+        wait::wait_for(&format!("the presence of {service} at {}", self.config.site), || {
+            let status = self.status()?;
+            let presences = status["presences"].as_array().context("no presences")?;
+            let found = presences.iter().find(|presence| presence["service"] == service && presence["state"] == "up");
+            let Some(presence) = found else { bail!("presences: {}", status["presences"]) };
+            Ok(Some(presence["address"].as_str().context("no address")?.parse()?))
+        })
+    }
+
+    /// Until there is a session with this peer, and the control channel is open where it has one.
+    pub fn wait_peer(&self, site: &str) -> Result<()> {
+        wait::wait_for(&format!("{site} to be up at {}", self.config.site), || {
+            let status = self.status()?;
+            let peers = status["peers"].as_array().context("no peers")?;
+            let peer = peers.iter().find(|peer| peer["site"] == site).context("no such peer")?;
+            let up = peer["state"] == "up" && peer["control"] != "closed";
+            if up { Ok(Some(())) } else { bail!("{peer}") }
+        })
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let site = self.config.site.clone();
+        wait::wait_for(&format!("vp-agent of {site} to answer"), || {
+            if let Some(status) = self.process.status()? {
+                // No use in waiting on.
+                return Ok(Some(Err(anyhow::anyhow!(
+                    "vp-agent of {site} ended with {status}: {}",
+                    self.process.log()
+                ))));
+            }
+            self.status().map(|_| Some(Ok(())))
+        })?
+    }
+}
+
+fn run_agent(lab: &Lab, machine: &Namespace, directory: &Path) -> Result<Process> {
+    let mut command = machine.command(&binary("vp-agent")?.to_string_lossy());
+    command.arg("--config").arg(directory.join("agent.yaml"));
+    let process = Process::start(lab, machine.label(), &mut command)?;
+    lab.watch_agent_log(process.log_path());
+    Ok(process)
+}
+
+/// The binaries under test: in `VP_BIN_DIR`, or beside this program's own (`target/debug` for its `deps`).
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let directory = match std::env::var_os("VP_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            let own = std::env::current_exe()?;
+            let beside = own.parent().context("no directory")?;
+            if beside.ends_with("deps") {
+                beside.parent().context("no directory")?.to_owned()
+            } else {
+                beside.to_owned()
+            }
+        }
+    };
+    let path = directory.join(name);
+    ensure!(path.exists(), "{} is not built: cargo build --workspace", path.display());
+    Ok(path)
+}
+
+fn yaml(config: &Config, directory: &Path) -> String {
+    let directory = directory.display();
+    let mut text = format!(
+        "site: {}\nkey: {directory}/site.key\nstate_dir: {directory}/state\nsocket: {directory}/agent.sock\n\
+         audit: {directory}/audit.jsonl\n",
+        config.site
+    );
+    // Writing to a String cannot fail.
+    if let Some(listen) = config.listen {
+        let _ = writeln!(text, "listen: \"{listen}\"");
+    }
+    let pool: Vec<String> = config.pool.iter().map(|prefix| format!("\"{prefix}\"")).collect();
+    let _ = writeln!(text, "pool: [{}]", pool.join(", "));
+    if !config.peers.is_empty() {
+        text += "peers:\n";
+    }
+    for peer in &config.peers {
+        let _ = writeln!(text, "  - site: {}\n    public_key: {}", peer.site, peer.public_key);
+        if let Some(endpoint) = peer.endpoint {
+            let _ = writeln!(text, "    endpoint: \"{endpoint}\"");
+        }
+        if let Some(seconds) = peer.keepalive_seconds {
+            let _ = writeln!(text, "    keepalive: {seconds}s");
+        }
+        for line in peer.rest.lines() {
+            let _ = writeln!(text, "    {line}");
+        }
+    }
+    text + &config.rest
+}
