@@ -69,6 +69,7 @@ struct Held {
 pub struct Leases {
     held: BTreeMap<Holder, IpNet>,
     taken: Space,
+    callers: BTreeMap<(Name, Family), usize>,
     given_up: BTreeMap<Holder, (IpNet, Instant)>,
     resting: Space,
     /// Where the last search of a kind ended: the next one goes on there, so that reuse comes as late as it can.
@@ -114,7 +115,7 @@ impl Leases {
     /// Gives a lease up without rest: for what nothing has used for long.
     pub fn reclaim(&mut self, holder: &Holder) -> Option<Grant> {
         let block = self.held.remove(holder)?;
-        self.taken.remove(&first(&block));
+        self.forget(holder, &block);
         self.full.clear();
         Some(Grant { holder: holder.clone(), block })
     }
@@ -137,6 +138,12 @@ impl Leases {
     #[must_use]
     pub fn holder(&self, address: IpAddr) -> Option<&Holder> {
         overlapping(&self.taken, &address.into())
+    }
+
+    /// How many of the peer's callers have a presence.
+    #[must_use]
+    pub fn callers_of(&self, site: &Name, family: Family) -> usize {
+        self.callers.get(&(site.clone(), family)).copied().unwrap_or(0)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Grant> + '_ {
@@ -179,7 +186,7 @@ impl Leases {
     /// Gives a lease up; its addresses rest for [`QUARANTINE`] before anyone else may have them.
     pub fn release(&mut self, holder: &Holder, now: Instant) -> Option<Grant> {
         let block = self.held.remove(holder)?;
-        self.taken.remove(&first(&block));
+        self.forget(holder, &block);
         self.rest(holder, block, now + QUARANTINE);
         Some(Grant { holder: holder.clone(), block })
     }
@@ -234,9 +241,20 @@ impl Leases {
         });
     }
 
+    fn forget(&mut self, holder: &Holder, block: &IpNet) {
+        self.taken.remove(&first(block));
+        if let Holder::CallerPresence { site, family, .. } = holder {
+            let count = self.callers.entry((site.clone(), *family)).or_default();
+            *count = count.saturating_sub(1);
+        }
+    }
+
     fn insert(&mut self, grant: Grant) {
         if let Some((block, _)) = self.given_up.remove(&grant.holder) {
             self.resting.remove(&first(&block));
+        }
+        if let Holder::CallerPresence { site, family, .. } = &grant.holder {
+            *self.callers.entry((site.clone(), *family)).or_default() += 1;
         }
         let held = Held { last: last(&grant.block), holder: grant.holder.clone() };
         self.taken.insert(first(&grant.block), held);

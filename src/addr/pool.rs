@@ -69,6 +69,14 @@ impl Pool {
         })
     }
 
+    /// How many presences of one address it has room for.
+    #[must_use]
+    pub fn size(&self, family: Family) -> usize {
+        let of_family = self.0.iter().filter(|prefix| Family::of(prefix.addr()) == family);
+        let sizes = of_family.map(usable).map(|(first, last)| usize::try_from(last - first + 1).unwrap_or(usize::MAX));
+        sizes.fold(0, usize::saturating_add)
+    }
+
     /// Blocks of `host_bits` free host bits, lowest first, aligned to their size.
     pub fn blocks(&self, family: Family, host_bits: u8) -> impl Iterator<Item = IpNet> + '_ {
         let of_family = move |prefix: &&IpNet| Family::of(prefix.addr()) == family;

@@ -21,7 +21,7 @@ pub struct Presence {
 }
 
 /// What a peer offers, found by name and by wire index.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct PeerOffer {
     offer: Offer,
     by_name: BTreeMap<Name, usize>,

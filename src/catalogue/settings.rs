@@ -65,6 +65,15 @@ pub enum CallerSelector {
     Prefix(IpNet),
 }
 
+impl fmt::Display for CallerSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(name) => name.fmt(f),
+            Self::Prefix(prefix) => prefix.fmt(f),
+        }
+    }
+}
+
 impl FromStr for ServicePattern {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {

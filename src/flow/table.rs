@@ -256,6 +256,14 @@ impl Table {
         stirred
     }
 
+    /// At most `count` flows from number `from` on that were judged under another version.
+    #[must_use]
+    pub fn stale(&self, from: u32, count: usize, version: u32) -> Vec<FlowId> {
+        let slots = self.slots.iter().enumerate().skip(from as usize);
+        let stale = slots.filter(|(_, slot)| slot.as_ref().is_some_and(|flow| flow.version != version));
+        stale.map(|(number, _)| FlowId(number as u32)).take(count).collect()
+    }
+
     /// The half-open flow that came last: the first to go when room is needed.
     #[must_use]
     pub fn newest_half_open(&self) -> Option<FlowId> {

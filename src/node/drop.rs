@@ -48,6 +48,8 @@ reasons! {
     SourceRoute = "source-route",
     /// Neither TCP, UDP nor ICMP echo.
     UnsupportedProtocol = "unsupported-protocol",
+    /// An answer to no open flow.
+    Unsolicited = "unsolicited",
     /// An ICMP message that belongs to no open flow.
     UnrelatedIcmp = "unrelated-icmp",
     /// Multicast, broadcast or link-local, which is not for services.

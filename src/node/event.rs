@@ -51,7 +51,7 @@ pub enum Opener {
 pub struct FlowRecord {
     pub opener: Opener,
     pub peer: PeerId,
-    pub service: ServiceName,
+    pub service: Option<ServiceName>,
     pub client: Option<Name>,
     pub site: FiveTuple,
     pub wire: FiveTuple,

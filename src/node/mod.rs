@@ -2,73 +2,164 @@
 //!
 //! In by `handle_*`, out by [`Output`] and `poll_*`; `now` comes last.
 
+mod admit;
+mod command;
 mod drop;
 mod event;
+mod explain;
+mod inbound;
+mod outbound;
+mod reject;
 mod report;
+mod resume;
 mod settings;
-
-pub use drop::{Drops, Reason};
-pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
-pub use settings::{PeerSettings, Settings};
+mod timeout;
 
 pub use crate::addr::Limits;
-use crate::addr::{Grant, PeerId};
-use crate::catalogue::Offer;
 pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};
-use crate::packet::Offload;
-use crate::tunnel::Transmits;
-use std::net::SocketAddr;
-use std::time::Instant;
-use x25519_dalek::StaticSecret;
+pub use drop::{Drops, Reason};
+pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
+pub use explain::Call;
+pub use settings::{PeerSettings, Settings};
+
+use crate::addr::{Leases, Name, PeerId, Protocol, ServiceName};
+use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
+use crate::flow::{Direction, Flow, FlowId, Table, Traffic};
+use crate::packet::{Joiner, Kind, Packet};
+use crate::policy::Bucket;
+use crate::tunnel::{Transmits, Tunnels};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// Flow and denial events kept for the shell; beyond that they are counted as lost.
+const EVENTS_MAX: usize = 8192;
+/// Resets and ICMP errors of our own, a second (RFC 1812 section 4.3.2.8: errors are rate limited).
+const REJECTS_PER_SECOND: u64 = 1000;
+/// After a restart, replies of flows that were open may open them again for this long: as long as a TCP peer that
+/// was cut off goes on trying at intervals that do not exceed it (RFC 6298 section 2.4: at most 60 s between tries,
+/// and doubled once for a lost one).
+const RESUME: Duration = Duration::from_secs(300);
+/// The largest packet the TUN gives or takes.
+const PACKET_BYTES_MAX: usize = 65_535;
 
 /// What leaves the node in one batch. The shell sends and writes all of it, then clears it.
 #[derive(Debug)]
 pub struct Output {
     /// To the network.
     pub transmits: Transmits,
+    /// To the TUN: what came in, joined.
+    pub joiner: Joiner,
     /// To the TUN: single packets with complete checksums.
     pub packets: Vec<Vec<u8>>,
 }
 
+impl Output {
+    #[must_use]
+    pub fn new(transmit_bytes: usize, inbound_bytes: usize) -> Self {
+        let (transmits, joiner) = (Transmits::new(transmit_bytes), Joiner::new(inbound_bytes));
+        Self { transmits, joiner, packets: Vec::new() }
+    }
+
+    pub fn clear(&mut self) {
+        self.transmits.clear();
+        self.joiner.clear();
+        self.packets.clear();
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("{0}")]
+    #[error(transparent)]
     Lease(#[from] crate::addr::LeaseError),
+    #[error("peer {0}: {1}")]
+    Tunnel(Name, String),
+    #[error("{service} at {address}: {error}")]
+    Mapping { service: ServiceName, address: IpAddr, error: crate::addr::LeaseError },
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum OfferError {
     #[error("the peer is not configured")]
     UnknownPeer,
-    #[error("service {0:?}: {1}")]
-    Service(String, String),
-    #[error("caller {0:?}: {1}")]
-    Caller(String, String),
 }
 
 /// One gateway.
 pub struct Node {
     settings: Settings,
+    tunnels: Tunnels,
+    table: Table,
+    leases: Leases,
+    exposed: ExposedServices,
+    presences: Presences,
+    callers: Callers,
+    peers: Vec<Option<Peer>>,
+    /// By the peer's site.
+    offers: BTreeMap<Name, (PeerId, PeerOffer)>,
+    clients: BTreeMap<IpAddr, Name>,
+    /// Of exposed services that have a rate.
+    rates: BTreeMap<u32, Rates>,
+    /// Of the catalogue and the policy; flows judged under another are judged again.
+    version: u32,
+    /// Flows judged again in the background since the version changed: up to this one.
+    swept: Option<u32>,
+    started: Instant,
+    /// There were leases before the start, so there may have been flows.
+    resumes: bool,
+    rejects: Bucket,
+    drops: Drops,
+    events: VecDeque<Event>,
+    events_lost: u64,
+    flows_opened: u64,
+    flows_closed: u64,
+    scratch: Box<[u8]>,
+    idle: Vec<FlowId>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    settings: PeerSettings,
+    flows: u32,
+}
+
+/// What an exposed service may take.
+#[derive(Debug)]
+struct Rates {
+    bits: Option<Bucket>,
+    new_flows: Option<Bucket>,
+}
+
+/// Why a packet that would open a flow was refused, and what is known of it.
+#[derive(Debug)]
+struct Refused {
+    reason: Reason,
+    peer: Option<PeerId>,
+    service: Option<ServiceName>,
+    client: Option<Name>,
+}
+
+impl Refused {
+    fn because(reason: Reason) -> Self {
+        Self { reason, peer: None, service: None, client: None }
+    }
+
+    fn of(mut self, peer: PeerId) -> Self {
+        self.peer = Some(peer);
+        self
+    }
+
+    fn to(mut self, service: &ServiceName) -> Self {
+        self.service = Some(service.clone());
+        self
+    }
+
+    fn by(mut self, client: Option<&Name>) -> Self {
+        self.client = client.cloned();
+        self
+    }
 }
 
 impl Node {
-    /// `leases` are those kept from before. Fails when they contradict each other.
-    pub fn new(
-        settings: Settings,
-        leases: Vec<Grant>,
-        key: StaticSecret,
-        seed: u64,
-        now: Instant,
-    ) -> Result<Self, SettingsError> {
-        let _ = (leases, key, seed, now);
-        Ok(Self { settings })
-    }
-
-    /// A packet from the TUN, or a super-packet of it.
-    pub fn handle_packet(&mut self, packet: &mut [u8], offload: Offload, output: &mut Output, now: Instant) {
-        let _ = (packet, offload, output, now);
-    }
-
     /// A message from the UDP socket: datagrams of `stride` bytes back to back (the last may be shorter).
     pub fn handle_datagrams(
         &mut self,
@@ -78,65 +169,197 @@ impl Node {
         output: &mut Output,
         now: Instant,
     ) {
-        let _ = (from, message, stride, output, now);
-    }
-
-    /// After the last message of a batch, before the output is sent: what was joined is translated now.
-    pub fn handle_batch_end(&mut self, output: &mut Output, now: Instant) {
-        let _ = (output, now);
-    }
-
-    pub fn handle_timeout(&mut self, output: &mut Output, now: Instant) {
-        let _ = (output, now);
+        for datagram in message.chunks(stride.max(1)) {
+            self.handle_datagram(from, datagram, output, now);
+        }
     }
 
     /// When [`Self::handle_timeout`] wants to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        let sweep = self.swept.map(|_| self.started);
+        [self.tunnels.poll_timeout(), self.table.poll_timeout(), sweep].into_iter().flatten().min()
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
-    }
-
-    /// Replaces what the operator wants. Flows that are still allowed go on.
-    pub fn configure(&mut self, settings: Settings, now: Instant) -> Result<(), SettingsError> {
-        let _ = now;
-        self.settings = settings;
-        Ok(())
-    }
-
-    /// A packet of the control channel, from 198.18.0.1 or 198.19.0.1, to the peer.
-    pub fn send_control(&mut self, peer: PeerId, packet: &[u8], output: &mut Output, now: Instant) {
-        let _ = (peer, packet, output, now);
-    }
-
-    /// What the peer offers to this site now; replaces what it offered before, whole.
-    pub fn set_offer(&mut self, peer: PeerId, offer: Offer, now: Instant) -> Result<(), OfferError> {
-        let _ = (peer, offer, now);
-        Ok(())
-    }
-
-    /// What this site offers to the peer now.
-    #[must_use]
-    pub fn offer(&self, peer: PeerId) -> Offer {
-        let _ = peer;
-        Offer::default()
-    }
-
-    /// A new address for a peer's configured endpoint, as its name resolved.
-    pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
-        let _ = (peer, endpoint);
+        self.events.pop_front()
     }
 
     #[must_use]
     pub fn drops(&self) -> &Drops {
-        const { &Drops::NONE }
+        &self.drops
+    }
+
+    /// Flow and denial events that found no room.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.events_lost
     }
 
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
+
+    fn peer(&self, peer: PeerId) -> Option<&Peer> {
+        self.peers.get(peer.0 as usize)?.as_ref()
+    }
+
+    fn inner_mtu(&self) -> u16 {
+        self.settings.inner_mtu
+    }
+
+    /// An event that may be lost when nobody takes them.
+    fn tell(&mut self, event: Event) {
+        if self.events.len() < EVENTS_MAX {
+            self.events.push_back(event);
+        } else {
+            self.events_lost += 1;
+        }
+    }
+
+    /// Counts what passed and tells what it changed. False when the service's rate does not allow it.
+    fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> bool {
+        use crate::flow::Stirred;
+        if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
+            self.drops.add(Reason::RateLimit, u64::from(traffic.packets));
+            return false;
+        }
+        match self.table.record(id, direction, traffic, now) {
+            Stirred::Nothing | Stirred::Opened => {}
+            Stirred::Ended => {
+                let end = match self.table.get(id).map(|flow| flow.state) {
+                    Some(crate::flow::State::Reset) => FlowEnd::Reset,
+                    _ => FlowEnd::Closed,
+                };
+                if let Some(flow) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
+                    self.tell(Event::FlowClosed { flow, end });
+                }
+            }
+            Stirred::Reopened => {
+                if let Some(flow) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
+                    self.tell(Event::FlowOpened(flow));
+                }
+            }
+        }
+        true
+    }
+
+    fn is_within_rate(&mut self, id: FlowId, traffic: &Traffic, now: Instant) -> bool {
+        let Some(flow) = self.table.get(id) else { return true };
+        let exposed = flow.opened_by == Direction::Inbound;
+        let rates = exposed.then(|| self.rates.get_mut(&flow.owner.service)).flatten();
+        let bits = rates.and_then(|rates| rates.bits.as_mut());
+        bits.is_none_or(|bits| bits.take(traffic.bytes * 8, now))
+    }
+
+    /// Takes a flow out of the table and says why, unless its end was told already.
+    fn end_flow(&mut self, id: FlowId, end: FlowEnd, now: Instant) {
+        use crate::flow::State;
+        let Some(flow) = self.table.remove(id) else { return };
+        self.flows_closed += 1;
+        if let Some(Some(peer)) = self.peers.get_mut(flow.peer.0 as usize) {
+            peer.flows = peer.flows.saturating_sub(1);
+        }
+        if let Some(caller) = self.callers.get_mut(flow.owner.caller) {
+            caller.flows = caller.flows.saturating_sub(1);
+            caller.used = now;
+        }
+        match flow.opened_by {
+            Direction::Outbound => {
+                if let Some(presence) = self.presences.get_mut(flow.owner.service) {
+                    presence.flows = presence.flows.saturating_sub(1);
+                }
+            }
+            Direction::Inbound => {
+                if let Some(service) = self.exposed.get_mut(flow.owner.service) {
+                    service.flows = service.flows.saturating_sub(1);
+                }
+            }
+        }
+        match flow.state {
+            State::HalfOpen | State::Open => {
+                let flow = Box::new(self.flow_record(&flow, now));
+                self.tell(Event::FlowClosed { flow, end });
+            }
+            State::Reset | State::Closed => {}
+        }
+    }
+
+    fn flow_record(&self, flow: &Flow, now: Instant) -> FlowRecord {
+        let (opener, site, wire) = match flow.opened_by {
+            Direction::Outbound => (Opener::Site, flow.site, flow.wire),
+            Direction::Inbound => (Opener::Peer, flow.site.reversed(), flow.wire.reversed()),
+        };
+        FlowRecord {
+            opener,
+            peer: flow.peer,
+            service: self.service_of(flow),
+            client: self.client_of(flow),
+            site,
+            wire,
+            rule: self.rule_of(flow),
+            outbound_packets: flow.outbound.packets,
+            outbound_bytes: flow.outbound.bytes,
+            inbound_packets: flow.inbound.packets,
+            inbound_bytes: flow.inbound.bytes,
+            age: self.table.age(flow, now),
+        }
+    }
+
+    fn service_of(&self, flow: &Flow) -> Option<ServiceName> {
+        match flow.opened_by {
+            Direction::Outbound => self.presences.get(flow.owner.service).map(|p| p.service.clone()),
+            Direction::Inbound => self.exposed.get(flow.owner.service).map(|service| ServiceName {
+                service: service.exposure.name.clone(),
+                site: self.settings.site.clone(),
+            }),
+        }
+    }
+
+    fn client_of(&self, flow: &Flow) -> Option<Name> {
+        match flow.opened_by {
+            Direction::Outbound => self.clients.get(&flow.site.source).cloned(),
+            Direction::Inbound => self.caller_name(flow.peer, flow.wire.destination).cloned(),
+        }
+    }
+
+    fn rule_of(&self, flow: &Flow) -> String {
+        let rule = usize::from(flow.owner.rule);
+        match flow.opened_by {
+            Direction::Outbound => {
+                let callers = self.presences.get(flow.owner.service).map(|p| p.mapping.callers.as_slice());
+                callers.and_then(|c| c.get(rule)).map_or_else(|| "every host".to_owned(), ToString::to_string)
+            }
+            Direction::Inbound => {
+                let allow = self.exposed.get(flow.owner.service).and_then(|s| s.exposure.allow.get(rule));
+                allow.map(ToString::to_string).unwrap_or_default()
+            }
+        }
+    }
+
+    /// The name that the peer's site gave to its caller of this wire address.
+    fn caller_name(&self, peer: PeerId, wire: IpAddr) -> Option<&Name> {
+        let (_, index) = crate::addr::wire::parse(wire)?;
+        let site = &self.peer(peer)?.settings.identity.site;
+        self.offers.get(site).and_then(|(_, offer)| offer.caller(index))
+    }
+}
+
+/// What the flow table wants to know of a packet, or of the segments that were joined.
+fn traffic(packet: &Packet, packets: u32) -> Traffic {
+    let head = &packet.head;
+    let tcp = match head.kind {
+        Kind::Tcp(tcp) => Some(tcp),
+        Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::FragmentTail => None,
+    };
+    let headers = u32::from(head.ip_bytes) + u32::from(head.l4_bytes);
+    let payload_bytes = head.total_bytes.saturating_sub(headers);
+    Traffic { packets, bytes: u64::from(head.total_bytes), tcp, payload_bytes }
+}
+
+/// The protocol and the port that policy sees of a request.
+fn asked(packet: &Packet) -> Option<(Protocol, u16)> {
+    let tuple = packet.head.tuple;
+    Protocol::from_number(tuple.protocol).map(|protocol| (protocol, tuple.destination_port))
 }

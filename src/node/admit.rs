@@ -1,0 +1,345 @@
+//! The first packet of a flow: what it calls, whether it may, what its addresses become. Both directions are inserted
+//! together. Judging and admitting are apart, so that a flow can be judged again without being opened again.
+
+use super::{Denial, Event, FlowEnd, Node, Opener, Reason, Refused};
+use crate::addr::{Family, Grant, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
+use crate::catalogue::{CallerSelector, Presence};
+use crate::flow::{Direction, Flow, FlowId, NewFlow, Owner};
+use crate::packet::{FiveTuple, Kind, Packet};
+use crate::policy::{Refusal, decide};
+use foldhash::fast::FixedState;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// A peer has at most one in this many of all flows, a caller one in the next.
+const PEER_SHARE: u32 = 2;
+const CALLER_SHARE: u32 = 4;
+/// A peer's callers hold at most one in this many of the pool's addresses.
+const POOL_SHARE: usize = 2;
+/// A caller presence that no flow used for so long may go to another caller when the pool is full. Longer than any
+/// flow of a caller that is still there may be silent (RFC 5382 REQ-5: 2 h 4 min).
+const RECLAIM_AFTER: Duration = Duration::from_secs(3 * 3600);
+/// For spreading flows over backends; the same for every run, so that a flow finds its backend again.
+const BACKEND_SEED: u64 = 0x7670_2d62_6163_6b65;
+
+/// A host of this site may call a service of a peer.
+pub(super) struct Outward {
+    pub peer: PeerId,
+    pub presence: u32,
+    pub rule: usize,
+    pub wire_destination: IpAddr,
+    pub wire_port: u16,
+}
+
+/// A caller of a peer's site may use a service of this site.
+pub(super) struct Inward {
+    pub service: u32,
+    pub rule: usize,
+    pub target: IpAddr,
+}
+
+impl Node {
+    pub(super) fn admit_outbound(&mut self, packet: &Packet, now: Instant) -> Result<FlowId, Refused> {
+        let tuple = packet.head.tuple;
+        if packet.head.kind == Kind::EchoReply {
+            return Err(Refused::because(Reason::UnrelatedIcmp));
+        }
+        if let Some(Holder::CallerPresence { .. }) = self.leases.holder(tuple.destination) {
+            return self.resume_outbound(packet, now);
+        }
+        let outward = self.judge_outbound(&tuple)?;
+        let caller = Holder::CallerIndex { address: tuple.source };
+        let index = self.lease(&caller, now).map_err(|reason| Refused::because(reason).of(outward.peer))?;
+        let Some((_, index)) = wire::parse(index) else { return Err(Refused::because(Reason::PoolFull)) };
+        let wire_source = wire::caller(Family::of(tuple.source), index);
+        let echo = Protocol::from_number(tuple.protocol) == Some(Protocol::Icmp);
+        let wire = FiveTuple {
+            source: wire_source,
+            destination: outward.wire_destination,
+            source_port: tuple.source_port,
+            destination_port: if echo { tuple.destination_port } else { outward.wire_port },
+            protocol: tuple.protocol,
+        };
+        let owner = self.owner(outward.presence, &caller, outward.rule, now);
+        let (peer, version) = (outward.peer, self.version);
+        self.insert(NewFlow { peer, site: tuple, wire, opened_by: Direction::Outbound, owner, version }, now)
+    }
+
+    /// Whether a host of this site may open this flow, and to where.
+    pub(super) fn judge_outbound(&self, tuple: &FiveTuple) -> Result<Outward, Refused> {
+        let Some(protocol) = Protocol::from_number(tuple.protocol) else {
+            return Err(Refused::because(Reason::UnsupportedProtocol));
+        };
+        let Some((number, presence)) = self.presences.by_address(tuple.destination) else {
+            return Err(Refused::because(Reason::NotMapped));
+        };
+        let client = self.clients.get(&tuple.source);
+        let refuse = |reason| Err(Refused::because(reason).to(&presence.service).by(client));
+        if !self.may_call(tuple.source) {
+            return refuse(Reason::SpoofedSource);
+        }
+        let Some(rule) = caller_rule(presence, tuple.source, client) else { return refuse(Reason::NotAllowed) };
+        let Some(port) = presence.remote_port(protocol, tuple.destination_port) else {
+            return refuse(Reason::PortNotExposed);
+        };
+        let Some((peer, offer)) = self.offers.get(&presence.service.site) else {
+            return refuse(if self.is_peer(&presence.service.site) { Reason::NoPath } else { Reason::NotOffered });
+        };
+        let Some(service) = offer.by_name(&presence.service.service) else { return refuse(Reason::NotOffered) };
+        if !service.ports.iter().any(|range| range.contains(protocol, port)) {
+            return refuse(Reason::PortNotExposed);
+        }
+        let index = service.index + presence.offset(tuple.destination);
+        let wire_destination = wire::service(Family::of(tuple.destination), index);
+        Ok(Outward { peer: *peer, presence: number, rule, wire_destination, wire_port: port })
+    }
+
+    pub(super) fn admit_inbound(&mut self, peer: PeerId, packet: &Packet, now: Instant) -> Result<FlowId, Refused> {
+        let tuple = packet.head.tuple;
+        match (wire::parse(tuple.source), wire::parse(tuple.destination)) {
+            (Some((wire::Role::Service, _)), Some((wire::Role::Caller, _))) => {
+                return self.resume_inbound(peer, packet, now);
+            }
+            (Some((wire::Role::Caller, wire::FIRST..)), Some((wire::Role::Service, wire::FIRST..))) => {}
+            (Some((_, wire::FIRST..)), _) => return Err(Refused::because(Reason::NotExposed).of(peer)),
+            (_, _) => return Err(Refused::because(Reason::SpoofedSource).of(peer)),
+        }
+        if packet.head.kind == Kind::EchoReply {
+            return Err(Refused::because(Reason::UnrelatedIcmp).of(peer));
+        }
+        let inward = self.judge_inbound(peer, &tuple)?;
+        self.check_service_limits(peer, inward.service, now)?;
+        let refused = |reason| Refused::because(reason).of(peer);
+        let caller = self.caller_presence(peer, tuple.source).ok_or_else(|| refused(Reason::SpoofedSource))?;
+        let presence = self.lease(&caller, now).map_err(refused)?;
+        let site = FiveTuple {
+            source: inward.target,
+            destination: presence,
+            source_port: tuple.destination_port,
+            destination_port: tuple.source_port,
+            protocol: tuple.protocol,
+        };
+        let owner = self.owner(inward.service, &caller, inward.rule, now);
+        let (wire, version) = (tuple.reversed(), self.version);
+        self.insert(NewFlow { peer, site, wire, opened_by: Direction::Inbound, owner, version }, now)
+    }
+
+    /// Whether a caller of the peer's site may open this flow, and which target serves it.
+    pub(super) fn judge_inbound(&self, peer: PeerId, tuple: &FiveTuple) -> Result<Inward, Refused> {
+        let refused = |reason| Refused::because(reason).of(peer);
+        let Some(protocol) = Protocol::from_number(tuple.protocol) else {
+            return Err(refused(Reason::UnsupportedProtocol));
+        };
+        let identity = &self.peer(peer).ok_or_else(|| refused(Reason::NotAllowed))?.settings.identity;
+        let Some((_, index)) = wire::parse(tuple.destination) else { return Err(refused(Reason::NotExposed)) };
+        let Some((number, service)) = self.exposed.by_index(index) else { return Err(refused(Reason::NotExposed)) };
+        let exposure = &service.exposure;
+        let client = self.caller_name(peer, tuple.source);
+        let name = ServiceName { service: exposure.name.clone(), site: self.settings.site.clone() };
+        let refuse = |reason| refused(reason).to(&name).by(client);
+        let decision = decide(&exposure.allow, &exposure.ports, identity, client, protocol, tuple.destination_port);
+        let rule = decision.map_err(|refusal| refuse(of_refusal(refusal)))?;
+        let targets = service.targets(Family::of(tuple.destination), index);
+        let target = targets.max_by_key(|target| weight(*target, tuple));
+        let target = target.ok_or_else(|| refuse(Reason::NotExposed))?;
+        Ok(Inward { service: number, rule, target })
+    }
+
+    fn check_service_limits(&mut self, peer: PeerId, service: u32, now: Instant) -> Result<(), Refused> {
+        let Some(exposed) = self.exposed.get(service) else { return Ok(()) };
+        let name = ServiceName { service: exposed.exposure.name.clone(), site: self.settings.site.clone() };
+        if exposed.exposure.limits.flows.is_some_and(|flows| exposed.flows >= flows) {
+            return Err(Refused::because(Reason::FlowLimit).of(peer).to(&name));
+        }
+        let bucket = self.rates.get_mut(&service).and_then(|rates| rates.new_flows.as_mut());
+        match bucket {
+            Some(bucket) if !bucket.take(1, now) => Err(Refused::because(Reason::RateLimit).of(peer).to(&name)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether an allowed flow would be allowed, and go the same way, if it were opened now.
+    pub(super) fn is_still_allowed(&self, flow: &Flow) -> bool {
+        match flow.opened_by {
+            Direction::Outbound => self.judge_outbound(&flow.site).is_ok_and(|outward| {
+                let same_service = outward.presence == flow.owner.service && outward.peer == flow.peer;
+                same_service && outward.wire_destination == flow.wire.destination
+            }),
+            Direction::Inbound => self.judge_inbound(flow.peer, &flow.wire.reversed()).is_ok_and(|inward| {
+                let exposed = self.exposed.get(inward.service);
+                let served = exposed.is_some_and(|service| service.index_of(flow.site.source).is_some());
+                inward.service == flow.owner.service && served
+            }),
+        }
+    }
+
+    /// The flow of this id, if its decision is of today or is confirmed now; judged in the direction of its opener.
+    pub(super) fn fresh(&mut self, id: FlowId, direction: Direction, now: Instant) -> Option<FlowId> {
+        let flow = self.table.get(id)?;
+        if flow.version == self.version || flow.opened_by != direction {
+            return Some(id);
+        }
+        self.judge_again(id, now).then_some(id)
+    }
+
+    pub(super) fn judge_again(&mut self, id: FlowId, now: Instant) -> bool {
+        let allowed = self.table.get(id).is_some_and(|flow| self.is_still_allowed(flow));
+        match self.table.get_mut(id) {
+            Some(flow) if allowed => flow.version = self.version,
+            Some(_) | None => self.end_flow(id, FlowEnd::Revoked, now),
+        }
+        allowed
+    }
+
+    /// Inserts a flow, makes room for it if need be, counts and tells it.
+    pub(super) fn insert(&mut self, new: NewFlow, now: Instant) -> Result<FlowId, Refused> {
+        let shares = (self.table.capacity() / PEER_SHARE, self.table.capacity() / CALLER_SHARE);
+        let of_peer = self.peer(new.peer).map_or(0, |peer| peer.flows);
+        let of_caller = self.callers.get(new.owner.caller).map_or(0, |caller| caller.flows);
+        if of_peer >= shares.0.max(1) || of_caller >= shares.1.max(1) {
+            return Err(Refused::because(Reason::FlowLimit).of(new.peer));
+        }
+        if self.table.is_full() {
+            let Some(newest) = self.table.newest_half_open() else {
+                return Err(Refused::because(Reason::FlowLimit).of(new.peer));
+            };
+            self.end_flow(newest, FlowEnd::Evicted, now);
+        }
+        let Some(id) = self.table.insert(new, now) else {
+            return Err(Refused::because(Reason::FlowLimit).of(new.peer));
+        };
+        self.flows_opened += 1;
+        if let Some(Some(peer)) = self.peers.get_mut(new.peer.0 as usize) {
+            peer.flows += 1;
+        }
+        if let Some(caller) = self.callers.get_mut(new.owner.caller) {
+            caller.flows += 1;
+            caller.used = now;
+        }
+        match new.opened_by {
+            Direction::Outbound => {
+                if let Some(presence) = self.presences.get_mut(new.owner.service) {
+                    presence.flows += 1;
+                }
+            }
+            Direction::Inbound => {
+                if let Some(service) = self.exposed.get_mut(new.owner.service) {
+                    service.flows += 1;
+                }
+            }
+        }
+        if let Some(record) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
+            self.tell(Event::FlowOpened(record));
+        }
+        Ok(id)
+    }
+
+    pub(super) fn owner(&mut self, service: u32, caller: &Holder, rule: usize, now: Instant) -> Owner {
+        let caller = self.callers.number(caller, now);
+        Owner { service, caller, rule: u16::try_from(rule).unwrap_or(u16::MAX) }
+    }
+
+    /// The caller's address: its wire index (as an address), or its presence.
+    fn lease(&mut self, holder: &Holder, now: Instant) -> Result<IpAddr, Reason> {
+        if self.leases.block(holder).is_none() && self.is_share_used_up(holder) {
+            return Err(Reason::PoolFull);
+        }
+        let first = self.leases.grant(holder, &self.settings.pool, 0, None, now);
+        let granted = match first {
+            Err(LeaseError::PoolFull) if self.reclaim(holder, now) => {
+                self.leases.grant(holder, &self.settings.pool, 0, None, now)
+            }
+            first => first,
+        };
+        match granted {
+            Ok((grant, is_new)) => {
+                let address = grant.block.addr();
+                if is_new {
+                    self.events.push_back(Event::Granted(grant));
+                }
+                Ok(address)
+            }
+            Err(_) => Err(Reason::PoolFull),
+        }
+    }
+
+    /// Callers of one peer must not take the whole pool from the others.
+    fn is_share_used_up(&self, holder: &Holder) -> bool {
+        let Holder::CallerPresence { site, family, .. } = holder else { return false };
+        let held = self.leases.callers_of(site, *family);
+        held >= (self.settings.pool.size(*family) / POOL_SHARE).max(1)
+    }
+
+    /// Frees the caller presence that was not used for longest, if that is long enough ago.
+    fn reclaim(&mut self, wanted: &Holder, now: Instant) -> bool {
+        let Holder::CallerPresence { family, .. } = wanted else { return false };
+        let unused = |grant: Grant| match &grant.holder {
+            Holder::CallerPresence { family: of, .. } if of == family => {
+                Some((self.callers.unused_since(&grant.holder, self.started)?, grant.holder))
+            }
+            _ => None,
+        };
+        let oldest = self.leases.iter().filter_map(unused).min();
+        let Some((since, holder)) = oldest else { return false };
+        if now.saturating_duration_since(since) < RECLAIM_AFTER {
+            return false;
+        }
+        self.callers.remove(&holder);
+        if let Some(grant) = self.leases.reclaim(&holder) {
+            self.events.push_back(Event::Released(grant));
+        }
+        true
+    }
+
+    pub(super) fn caller_presence(&self, peer: PeerId, wire: IpAddr) -> Option<Holder> {
+        let (_, index) = wire::parse(wire)?;
+        let site = self.peer(peer)?.settings.identity.site.clone();
+        Some(Holder::CallerPresence { site, index, family: Family::of(wire) })
+    }
+
+    fn is_peer(&self, site: &Name) -> bool {
+        self.peers.iter().flatten().any(|peer| peer.settings.identity.site == *site)
+    }
+
+    /// A host of this site's own networks, or the gateway itself by its presence.
+    fn may_call(&self, source: IpAddr) -> bool {
+        let gateway = || matches!(self.leases.holder(source), Some(Holder::Gateway { .. }));
+        let foreign = self.settings.pool.contains(source) && !gateway();
+        !foreign && wire::parse(source).is_none() && !source.is_loopback() && !source.is_unspecified()
+    }
+
+    pub(super) fn deny(&mut self, opener: Opener, tuple: FiveTuple, refused: Refused) {
+        self.drops.count(refused.reason);
+        let Refused { reason, peer, service, client } = refused;
+        self.tell(Event::Denied(Box::new(Denial { opener, peer, service, client, tuple, reason, repeated: 1 })));
+    }
+}
+
+/// The place of the `callers` entry that lets the host use the mapping; 0 when every host may.
+fn caller_rule(presence: &Presence, source: IpAddr, client: Option<&Name>) -> Option<usize> {
+    let callers = &presence.mapping.callers;
+    if callers.is_empty() {
+        return Some(0);
+    }
+    callers.iter().position(|caller| match caller {
+        CallerSelector::Client(name) => client == Some(name),
+        CallerSelector::Prefix(prefix) => prefix.contains(&source),
+    })
+}
+
+fn of_refusal(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::NotAllowed => Reason::NotAllowed,
+        Refusal::UnknownCaller => Reason::UnknownCaller,
+        Refusal::PortNotExposed => Reason::PortNotExposed,
+    }
+}
+
+/// Rendezvous hashing: of all backends the one with the highest weight for this flow. A backend that comes or goes
+/// moves no flow between the others.
+fn weight(target: IpAddr, tuple: &FiveTuple) -> u64 {
+    let mut state = FixedState::with_seed(BACKEND_SEED).build_hasher();
+    (target, tuple).hash(&mut state);
+    state.finish()
+}

@@ -1,0 +1,162 @@
+//! From the network to the site: datagrams are opened and joined as they come; at the end of the batch each group is
+//! looked up once and translated once.
+
+use super::outbound::{lowered_mtu, mss};
+use super::{Event, Node, Opener, Output, Reason, reject, traffic};
+use crate::addr::{Family, PeerId, wire};
+use crate::flow::{Direction, Door, FlowId};
+use crate::packet::{self, Kind, Packet};
+use crate::translate;
+use crate::tunnel::Opened;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+impl Node {
+    pub(super) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], output: &mut Output, now: Instant) {
+        if output.joiner.room() < datagram.len() {
+            return self.drops.count(Reason::Overload);
+        }
+        let opened = self.tunnels.open(from, datagram, output.joiner.space(), &mut output.transmits, now);
+        self.take_tunnel_events();
+        match opened {
+            Opened::Packet { peer, bytes } => self.take_opened(peer, bytes, output),
+            Opened::Nothing => {}
+            Opened::Dropped(error) => self.drops.count(reject::of_open(error)),
+        }
+    }
+
+    fn take_opened(&mut self, peer: PeerId, bytes: usize, output: &mut Output) {
+        let inner = &output.joiner.space()[..bytes];
+        if is_control(inner) {
+            let packet = inner.to_vec();
+            return self.tell(Event::Control { peer, packet });
+        }
+        if let Err(error) = output.joiner.push(peer, bytes) {
+            self.drops.count(reject::of_parse(error));
+        }
+    }
+
+    /// After the last message of a batch, before the output is sent: what was joined is translated now.
+    pub fn handle_batch_end(&mut self, output: &mut Output, now: Instant) {
+        for index in 0..output.joiner.len() {
+            let mut group = output.joiner.group(index);
+            let (peer, packets) = (group.peer, group.packets);
+            let deliver = self.inbound(peer, &mut group.packet, packets, &mut output.transmits, now);
+            if deliver {
+                output.joiner.deliver(index);
+            }
+        }
+    }
+
+    /// True when the packet, now in the site's view, is to be delivered.
+    fn inbound(
+        &mut self,
+        peer: PeerId,
+        packet: &mut Packet,
+        packets: u32,
+        transmits: &mut crate::tunnel::Transmits,
+        now: Instant,
+    ) -> bool {
+        if packet.head.kind == Kind::IcmpError {
+            let taken = self.inbound_error(peer, packet);
+            return self.counted(taken, 1);
+        }
+        if packet.head.fragment.is_some() {
+            return self.counted(Err(Reason::Fragment), 1);
+        }
+        let known = self.table.find(Door::Peer(peer), &packet.head.tuple);
+        let flow = match known.and_then(|id| self.fresh(id, Direction::Inbound, now)) {
+            Some(id) => Ok(id),
+            None => self.admit_inbound(peer, packet, now),
+        };
+        match flow {
+            Ok(id) => self.carry_inbound(id, packet, packets, transmits, now),
+            Err(refused) => {
+                self.drops.add(refused.reason, u64::from(packets.saturating_sub(1)));
+                self.deny(Opener::Peer, packet.head.tuple, refused);
+                false
+            }
+        }
+    }
+
+    fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {
+        taken.map_err(|reason| self.drops.add(reason, u64::from(packets))).is_ok()
+    }
+
+    fn carry_inbound(
+        &mut self,
+        id: FlowId,
+        packet: &mut Packet,
+        packets: u32,
+        transmits: &mut crate::tunnel::Transmits,
+        now: Instant,
+    ) -> bool {
+        let Some(flow) = self.table.get(id) else { return false };
+        let (peer, site, opened_by) = (flow.peer, flow.site, flow.opened_by);
+        if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Inbound {
+            return self.counted(Err(Reason::UnrelatedIcmp), packets);
+        }
+        if packet.decrement_hops().is_err() {
+            self.answer_expired(peer, packet, transmits, now);
+            return self.counted(Err(Reason::TtlExpired), packets);
+        }
+        if !self.record(id, Direction::Inbound, &traffic(packet, packets), now) {
+            return false;
+        }
+        packet.clamp_mss(mss(packet, self.inner_mtu()));
+        translate::apply(packet, &site.reversed());
+        true
+    }
+
+    /// The hop limit ran out here: the caller's site shows our answer as the presence's.
+    fn answer_expired(
+        &mut self,
+        peer: PeerId,
+        packet: &Packet,
+        transmits: &mut crate::tunnel::Transmits,
+        now: Instant,
+    ) {
+        let agent = wire::service(packet.head.family, wire::AGENT);
+        if !self.rejects.take(1, now) {
+            return;
+        }
+        if let Some(answer) = packet::time_exceeded(packet, agent) {
+            let sealed = self.tunnels.seal(peer, &answer, self.inner_mtu(), transmits, now);
+            sealed.unwrap_or_else(|error| self.drops.count(reject::of_seal(error)));
+        }
+    }
+
+    /// An ICMP error of the peer's site, about a packet that this site sent.
+    fn inbound_error(&mut self, peer: PeerId, packet: &mut Packet) -> Result<(), Reason> {
+        if wire::parse(packet.head.tuple.source).is_none() {
+            return Err(Reason::SpoofedSource);
+        }
+        let quote = packet::quote(packet).map_err(reject::of_parse)?;
+        let id = self.table.find(Door::Peer(peer), &quote.tuple.reversed()).ok_or(Reason::UnrelatedIcmp)?;
+        let flow = self.table.get(id).ok_or(Reason::UnrelatedIcmp)?;
+        let believable = quote.tcp_sequence.is_none_or(|sequence| flow.is_in_flight(Direction::Outbound, sequence));
+        if !believable || packet.head.tuple.destination != flow.wire.source {
+            return Err(Reason::UnrelatedIcmp);
+        }
+        let site = flow.site;
+        let mtu = lowered_mtu(&quote, self.inner_mtu()).map_err(|()| Reason::UnrelatedIcmp)?;
+        packet.decrement_hops().map_err(|_| Reason::TtlExpired)?;
+        translate::apply_error(packet, &quote, &site, site.destination, site.source, mtu);
+        Ok(())
+    }
+}
+
+/// A packet between the agents themselves. The lengths that matter here are checked here; the rest is the control
+/// channel's own stack's to check.
+fn is_control(inner: &[u8]) -> bool {
+    let Some((source, destination)) = ipv4_addresses(inner) else { return false };
+    let (service, caller) = (wire::service(Family::V4, wire::AGENT), wire::caller(Family::V4, wire::AGENT));
+    (source, destination) == (caller, service) || (source, destination) == (service, caller)
+}
+
+fn ipv4_addresses(inner: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    let header = inner.first_chunk::<20>()?;
+    let source: [u8; 4] = header[12..16].try_into().ok()?;
+    let destination: [u8; 4] = header[16..20].try_into().ok()?;
+    (header[0] >> 4 == 4).then(|| (IpAddr::from(source), IpAddr::from(destination)))
+}

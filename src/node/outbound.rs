@@ -1,0 +1,128 @@
+//! From the site to the network: one packet of the TUN, or a super-packet of it.
+
+use super::{Node, Opener, Output, Reason, reject, traffic};
+use crate::addr::PeerId;
+use crate::flow::{Direction, Door, FlowId};
+use crate::packet::{self, Kind, Offload, Packet};
+use crate::translate;
+use std::time::Instant;
+
+impl Node {
+    /// A packet from the TUN, or a super-packet of it.
+    pub fn handle_packet(&mut self, bytes: &mut [u8], offload: Offload, output: &mut Output, now: Instant) {
+        let mut packet = match Packet::parse(bytes, offload) {
+            Ok(packet) => packet,
+            Err(error) => return self.drops.count(reject::of_parse(error)),
+        };
+        if !reject::is_unicast(packet.head.tuple.destination) {
+            return self.drops.count(Reason::NotUnicast);
+        }
+        if packet.head.kind == Kind::IcmpError {
+            return self.outbound_error(&mut packet, output, now);
+        }
+        if packet.head.fragment.is_some() {
+            return self.drops.count(Reason::Fragment);
+        }
+        let known = self.table.find(Door::Site, &packet.head.tuple);
+        let flow = match known.and_then(|id| self.fresh(id, Direction::Outbound, now)) {
+            Some(id) => Ok(id),
+            None => self.admit_outbound(&packet, now),
+        };
+        match flow {
+            Ok(id) => self.carry_outbound(id, &mut packet, output, now),
+            Err(refused) => {
+                self.reject(&packet, refused.reason, output, now);
+                self.deny(Opener::Site, packet.head.tuple, refused);
+            }
+        }
+    }
+
+    fn carry_outbound(&mut self, id: FlowId, packet: &mut Packet, output: &mut Output, now: Instant) {
+        let Some(flow) = self.table.get(id) else { return };
+        let (peer, wire, opened_by) = (flow.peer, flow.wire, flow.opened_by);
+        if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Outbound {
+            return self.drops.count(Reason::UnrelatedIcmp);
+        }
+        if !self.tunnels.can_send(peer) {
+            self.reject(packet, Reason::NoPath, output, now);
+            return self.drops.count(Reason::NoPath);
+        }
+        if packet.decrement_hops().is_err() {
+            self.reject(packet, Reason::TtlExpired, output, now);
+            return self.drops.count(Reason::TtlExpired);
+        }
+        let mtu = self.inner_mtu();
+        if packet::largest_segment(packet) > u32::from(mtu) && !packet::may_fragment(packet) {
+            self.reject(packet, Reason::TooBig, output, now);
+            return self.drops.count(Reason::TooBig);
+        }
+        let segments = packet::segment_count(packet);
+        if !self.record(id, Direction::Outbound, &traffic(packet, segments), now) {
+            return;
+        }
+        packet.clamp_mss(mss(packet, mtu));
+        translate::apply(packet, &wire);
+        self.seal(peer, packet, mtu, output, now);
+    }
+
+    /// Splits what must be split and seals each part.
+    pub(super) fn seal(&mut self, peer: PeerId, packet: &Packet, mtu: u16, output: &mut Output, now: Instant) {
+        let Self { tunnels, scratch, drops, .. } = self;
+        let mut seal = |segment: &[u8]| {
+            if let Err(error) = tunnels.seal(peer, segment, mtu, &mut output.transmits, now) {
+                drops.count(reject::of_seal(error));
+            }
+        };
+        if packet.offload.segment_bytes.is_none() && packet.head.total_bytes > u32::from(mtu) {
+            packet::fragment(packet, mtu, scratch, seal);
+        } else {
+            packet::split(packet, scratch, &mut seal);
+        }
+    }
+
+    /// An ICMP error of this site, about a packet that was delivered to it.
+    fn outbound_error(&mut self, packet: &mut Packet, output: &mut Output, now: Instant) {
+        let Ok(quote) = packet::quote(packet) else { return self.drops.count(Reason::Malformed) };
+        let Some(id) = self.table.find(Door::Site, &quote.tuple.reversed()) else {
+            return self.drops.count(Reason::UnrelatedIcmp);
+        };
+        let Some(flow) = self.table.get(id) else { return };
+        let believable = quote.tcp_sequence.is_none_or(|sequence| flow.is_in_flight(Direction::Inbound, sequence));
+        let to_presence = packet.head.tuple.destination == flow.site.destination;
+        if !believable || !to_presence || !self.tunnels.can_send(flow.peer) {
+            return self.drops.count(Reason::UnrelatedIcmp);
+        }
+        let (peer, wire) = (flow.peer, flow.wire);
+        if packet.decrement_hops().is_err() {
+            return self.drops.count(Reason::TtlExpired);
+        }
+        let Ok(mtu) = lowered_mtu(&quote, self.inner_mtu()) else { return self.drops.count(Reason::UnrelatedIcmp) };
+        translate::apply_error(packet, &quote, &wire.reversed(), wire.source, wire.destination, mtu);
+        let inner_mtu = self.inner_mtu();
+        self.seal(peer, packet, inner_mtu, output, now);
+    }
+}
+
+/// The largest segment that fits the tunnel, for the MSS option (RFC 6691: headers without options).
+pub(super) fn mss(packet: &Packet, mtu: u16) -> u16 {
+    let headers = match packet.head.family {
+        crate::addr::Family::V4 => 40,
+        crate::addr::Family::V6 => 60,
+    };
+    mtu.saturating_sub(headers)
+}
+
+/// What an error's MTU field becomes: none for other errors, what the path really carries for Too Big. Refused where
+/// no link may be so small (RFC 791: 68 for IPv4, but 576 is what every host takes, RFC 1191 section 3; RFC 8200: 1280).
+pub(super) fn lowered_mtu(quote: &packet::Quote, inner_mtu: u16) -> Result<Option<u32>, ()> {
+    match quote.what {
+        packet::IcmpError::TooBig { mtu } => {
+            let least = match crate::addr::Family::of(quote.tuple.source) {
+                crate::addr::Family::V4 => 576,
+                crate::addr::Family::V6 => 1280,
+            };
+            if mtu < least { Err(()) } else { Ok(Some(mtu.min(u32::from(inner_mtu)))) }
+        }
+        _ => Ok(None),
+    }
+}
