@@ -303,3 +303,102 @@ fn blocks<'a>(kind: Kind, pool: &'a Pool, host_bits: u8) -> Box<dyn Iterator<Ite
         Kind::CallerIndex => Box::new(indices(wire::Role::Caller)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pool(text: &str) -> Pool {
+        Pool::new(vec![text.parse().expect("prefix")]).expect("pool")
+    }
+
+    fn presence(service: &str) -> Holder {
+        Holder::ServicePresence { service: service.parse().expect("name"), family: Family::V4 }
+    }
+
+    fn caller(site: &str, index: u16) -> Holder {
+        Holder::CallerPresence { site: Name::new(site).expect("name"), index, family: Family::V4 }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("prefix")
+    }
+
+    #[test]
+    fn a_holder_keeps_what_it_has_and_others_get_the_next() {
+        let (mut leases, pool, now) = (Leases::default(), pool("10.0.1.0/24"), Instant::now());
+        let mut grant = |holder: &Holder| leases.grant(holder, &pool, 0, None, now).map(|(g, new)| (g.block, new));
+        assert_eq!(grant(&presence("web.cloud")), Ok((net("10.0.1.1/32"), true)));
+        assert_eq!(grant(&caller("cloud", 2)), Ok((net("10.0.1.2/32"), true)));
+        assert_eq!(grant(&presence("web.cloud")), Ok((net("10.0.1.1/32"), false)));
+    }
+
+    #[test]
+    fn a_fixed_address_is_given_or_refused_with_its_holder() {
+        let (mut leases, pool, now) = (Leases::default(), pool("10.0.1.0/24"), Instant::now());
+        let web = presence("web.cloud");
+        let wanted = Some(net("10.0.1.77/32"));
+        assert_eq!(leases.grant(&web, &pool, 0, wanted, now).map(|(g, _)| g.block), Ok(net("10.0.1.77/32")));
+        let taken = leases.grant(&presence("db.cloud"), &pool, 0, wanted, now);
+        assert_eq!(taken, Err(LeaseError::Taken { block: net("10.0.1.77/32"), by: web }));
+        let outside = leases.grant(&presence("db.cloud"), &pool, 0, Some(net("10.0.2.1/32")), now);
+        assert_eq!(outside, Err(LeaseError::OutsidePool(net("10.0.2.1/32"))));
+    }
+
+    #[test]
+    fn a_given_up_address_rests_but_its_former_holder_gets_it_back() {
+        let (mut leases, pool, now) = (Leases::default(), pool("10.0.1.0/30"), Instant::now());
+        let (web, db) = (presence("web.cloud"), presence("db.cloud"));
+        leases.grant(&web, &pool, 0, None, now).expect("room");
+        leases.release(&web, now);
+        assert_eq!(leases.grant(&db, &pool, 0, None, now).map(|(g, _)| g.block), Ok(net("10.0.1.2/32")));
+        assert_eq!(leases.grant(&caller("x", 2), &pool, 0, None, now), Err(LeaseError::PoolFull));
+        assert_eq!(leases.grant(&web, &pool, 0, None, now).map(|(g, _)| g.block), Ok(net("10.0.1.1/32")));
+        leases.release(&web, now);
+        let later = now + QUARANTINE;
+        assert_eq!(leases.grant(&caller("x", 2), &pool, 0, None, later).map(|(g, _)| g.block), Ok(net("10.0.1.1/32")));
+    }
+
+    #[test]
+    fn wire_indices_start_at_two_and_blocks_of_them_are_aligned() {
+        let (mut leases, none, now) = (Leases::default(), Pool::default(), Instant::now());
+        let service = |name: &str| Holder::ServiceIndex { service: Name::new(name).expect("name") };
+        let mut grant = |name: &str, bits| leases.grant(&service(name), &none, bits, None, now).map(|(g, _)| g.block);
+        assert_eq!(grant("a", 0), Ok(net("198.18.0.2/32")));
+        assert_eq!(grant("rack", 4), Ok(net("198.18.0.16/28")));
+        assert_eq!(grant("b", 0), Ok(net("198.18.0.3/32")));
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_has_two_holders_whatever_happens(
+            steps in proptest::collection::vec((0u8..12, 0u8..3, any::<bool>(), 0u64..900), 1..200)
+        ) {
+            let (mut leases, pool, mut now) = (Leases::default(), pool("10.0.1.0/27"), Instant::now());
+            let mut journal: BTreeMap<Holder, IpNet> = BTreeMap::new();
+            for (who, bits, grants, seconds) in steps {
+                now += Duration::from_secs(seconds);
+                let holder = caller("x", who.into());
+                if grants {
+                    if let Ok((grant, _)) = leases.grant(&holder, &pool, bits, None, now) {
+                        journal.insert(grant.holder, grant.block);
+                    }
+                } else if let Some(grant) = leases.release(&holder, now) {
+                    prop_assert_eq!(journal.remove(&grant.holder), Some(grant.block));
+                }
+                let blocks: Vec<_> = journal.values().collect();
+                for (i, a) in blocks.iter().enumerate() {
+                    for b in &blocks[..i] {
+                        prop_assert!(!a.contains(*b) && !b.contains(*a), "{} and {}", a, b);
+                    }
+                }
+                let mut restored = Leases::default();
+                for grant in leases.iter() {
+                    prop_assert_eq!(restored.restore(grant), Ok(()));
+                }
+                prop_assert_eq!(restored.iter().collect::<Vec<_>>(), leases.iter().collect::<Vec<_>>());
+            }
+        }
+    }
+}

@@ -8,7 +8,7 @@ use crate::flow::{Direction, Flow, FlowId, NewFlow, Owner};
 use crate::packet::{FiveTuple, Kind, Packet};
 use crate::policy::{Refusal, decide};
 use foldhash::fast::FixedState;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ const POOL_SHARE: usize = 2;
 /// A caller presence that no flow used for so long may go to another caller when the pool is full. Longer than any
 /// flow of a caller that is still there may be silent (RFC 5382 REQ-5: 2 h 4 min).
 const RECLAIM_AFTER: Duration = Duration::from_secs(3 * 3600);
+/// Looking for one costs a walk over all leases, so a full pool is looked through no more often than this.
+const RECLAIM_PAUSE: Duration = Duration::from_secs(1);
 /// For spreading flows over backends; the same for every run, so that a flow finds its backend again.
 const BACKEND_SEED: u64 = 0x7670_2d62_6163_6b65;
 
@@ -153,10 +155,8 @@ impl Node {
             return Err(Refused::because(Reason::FlowLimit).of(peer).to(&name));
         }
         let bucket = self.rates.get_mut(&service).and_then(|rates| rates.new_flows.as_mut());
-        match bucket {
-            Some(bucket) if !bucket.take(1, now) => Err(Refused::because(Reason::RateLimit).of(peer).to(&name)),
-            Some(_) | None => Ok(()),
-        }
+        let within = bucket.is_none_or(|bucket| bucket.take(1, now));
+        if within { Ok(()) } else { Err(Refused::because(Reason::RateLimit).of(peer).to(&name)) }
     }
 
     /// Whether an allowed flow would be allowed, and go the same way, if it were opened now.
@@ -274,6 +274,10 @@ impl Node {
     /// Frees the caller presence that was not used for longest, if that is long enough ago.
     fn reclaim(&mut self, wanted: &Holder, now: Instant) -> bool {
         let Holder::CallerPresence { family, .. } = wanted else { return false };
+        if now < self.reclaim_next {
+            return false;
+        }
+        self.reclaim_next = now + RECLAIM_PAUSE;
         let unused = |grant: Grant| match &grant.holder {
             Holder::CallerPresence { family: of, .. } if of == family => {
                 Some((self.callers.unused_since(&grant.holder, self.started)?, grant.holder))
@@ -339,7 +343,5 @@ fn of_refusal(refusal: Refusal) -> Reason {
 /// Rendezvous hashing: of all backends the one with the highest weight for this flow. A backend that comes or goes
 /// moves no flow between the others.
 fn weight(target: IpAddr, tuple: &FiveTuple) -> u64 {
-    let mut state = FixedState::with_seed(BACKEND_SEED).build_hasher();
-    (target, tuple).hash(&mut state);
-    state.finish()
+    FixedState::with_seed(BACKEND_SEED).hash_one((target, tuple))
 }

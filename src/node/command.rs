@@ -2,7 +2,7 @@
 
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, REJECTS_PER_SECOND, Rates, Settings, SettingsError};
 use crate::addr::{Family, Grant, Holder, Leases, PeerId, ServiceName};
-use crate::catalogue::{Callers, Exposure, ExposedServices, LeaseChanges, NamedCaller, Offer, PeerOffer, Presences};
+use crate::catalogue::{Callers, ExposedServices, Exposure, LeaseChanges, NamedCaller, Offer, PeerOffer, Presences};
 use crate::flow::Table;
 use crate::policy::Bucket;
 use crate::tunnel::{TunnelSettings, Tunnels};
@@ -39,6 +39,7 @@ impl Node {
             started: now,
             resumes,
             rejects: Bucket::new(REJECTS_PER_SECOND, REJECTS_PER_SECOND, now),
+            reclaim_next: now,
             drops: super::Drops::default(),
             events: VecDeque::new(),
             events_lost: 0,
@@ -91,9 +92,8 @@ impl Node {
             }
         }
         for settings in wanted {
-            let same_key = |peer: &Option<Peer>| {
-                peer.as_ref().is_some_and(|peer| peer.settings.public_key == settings.public_key)
-            };
+            let same_key =
+                |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.settings.public_key == settings.public_key);
             let number = self.peers.iter().position(same_key).or_else(|| self.peers.iter().position(Option::is_none));
             let number = number.unwrap_or_else(|| {
                 self.peers.push(None);
@@ -225,7 +225,8 @@ impl Node {
             crate::addr::wire::parse(block.addr()).map(|(_, index)| index)
         };
         let named = self.clients.iter();
-        let callers = named.filter_map(|(address, name)| Some(NamedCaller { index: index(*address)?, name: name.clone() }));
+        let callers =
+            named.filter_map(|(address, name)| Some(NamedCaller { index: index(*address)?, name: name.clone() }));
         self.exposed.offer(&peer.settings.identity, callers.collect())
     }
 
@@ -248,9 +249,8 @@ impl Node {
     }
 
     fn end_flows_of(&mut self, holder: &Holder, now: Instant) {
-        let of_holder = |owner: crate::flow::Owner| {
-            self.callers.get(owner.caller).is_some_and(|caller| caller.holder == *holder)
-        };
+        let of_holder =
+            |owner: crate::flow::Owner| self.callers.get(owner.caller).is_some_and(|caller| caller.holder == *holder);
         let flows: Vec<_> = self.table.iter().filter(|(_, flow)| of_holder(flow.owner)).map(|(id, _)| id).collect();
         flows.into_iter().for_each(|id| self.end_flow(id, FlowEnd::Ended, now));
     }

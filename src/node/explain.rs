@@ -44,11 +44,16 @@ impl Node {
             }
             Ok(outward) => {
                 let rule = presence.mapping.callers.get(outward.rule);
-                let rule = rule.map_or_else(|| "every host of the site may call".to_owned(), |r| format!("callers: {r}"));
+                let rule =
+                    rule.map_or_else(|| "every host of the site may call".to_owned(), |r| format!("callers: {r}"));
                 steps.push(ok("policy here", rule));
-                steps.push(ok("offer", format!("{} offers it, inside the tunnel at {}", call.service.site, outward.wire_destination)));
+                steps.push(ok(
+                    "offer",
+                    format!("{} offers it, inside the tunnel at {}", call.service.site, outward.wire_destination),
+                ));
                 if !self.tunnels.is_up(outward.peer) {
-                    let change = format!("see why the tunnel to {} is down: vp-ctl status, vp-ctl ping", call.service.site);
+                    let change =
+                        format!("see why the tunnel to {} is down: vp-ctl status, vp-ctl ping", call.service.site);
                     steps.push(failed("tunnel", Reason::NoPath, change));
                     return denied(steps, Reason::NoPath);
                 }

@@ -22,7 +22,7 @@ pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
 pub use settings::{PeerSettings, Settings};
 
-use crate::addr::{Leases, Name, PeerId, Protocol, ServiceName};
+use crate::addr::{Leases, Name, PeerId, ServiceName};
 use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
 use crate::flow::{Direction, Flow, FlowId, Table, Traffic};
 use crate::packet::{Joiner, Kind, Packet};
@@ -107,6 +107,8 @@ pub struct Node {
     /// There were leases before the start, so there may have been flows.
     resumes: bool,
     rejects: Bucket,
+    /// Before this a full pool is not looked through again.
+    reclaim_next: Instant,
     drops: Drops,
     events: VecDeque<Event>,
     events_lost: u64,
@@ -356,10 +358,4 @@ fn traffic(packet: &Packet, packets: u32) -> Traffic {
     let headers = u32::from(head.ip_bytes) + u32::from(head.l4_bytes);
     let payload_bytes = head.total_bytes.saturating_sub(headers);
     Traffic { packets, bytes: u64::from(head.total_bytes), tcp, payload_bytes }
-}
-
-/// The protocol and the port that policy sees of a request.
-fn asked(packet: &Packet) -> Option<(Protocol, u16)> {
-    let tuple = packet.head.tuple;
-    Protocol::from_number(tuple.protocol).map(|protocol| (protocol, tuple.destination_port))
 }

@@ -2,7 +2,7 @@
 //! another site silence. And which reason each room's error is.
 
 use super::{Node, Output, Reason};
-use crate::addr::{Family, Holder};
+use crate::addr::Holder;
 use crate::packet::{self, Kind, Packet, ParseError, Unreachable};
 use crate::tunnel::{OpenError, SealError};
 use std::net::IpAddr;
@@ -73,9 +73,4 @@ pub(super) fn of_open(error: OpenError) -> Reason {
         OpenError::Replayed => Reason::Replayed,
         _ => Reason::Unauthentic,
     }
-}
-
-#[allow(dead_code)]
-fn family_of(address: IpAddr) -> Family {
-    Family::of(address)
 }

@@ -259,8 +259,5 @@ pub(super) fn ends(tuple: &FiveTuple) -> api::Ends {
         Some(Protocol::Tcp | Protocol::Udp) => SocketAddr::new(address, port).to_string(),
         Some(Protocol::Icmp) | None => address.to_string(),
     };
-    api::Ends {
-        caller: end(tuple.source, tuple.source_port),
-        service: end(tuple.destination, tuple.destination_port),
-    }
+    api::Ends { caller: end(tuple.source, tuple.source_port), service: end(tuple.destination, tuple.destination_port) }
 }

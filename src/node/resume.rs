@@ -50,7 +50,8 @@ impl Node {
         if !self.may_resume(packet, now) {
             return Err(refused());
         }
-        let (Some((_, service)), Some((_, caller))) = (wire::parse(tuple.source), wire::parse(tuple.destination)) else {
+        let (Some((_, service)), Some((_, caller))) = (wire::parse(tuple.source), wire::parse(tuple.destination))
+        else {
             return Err(refused());
         };
         let family = Family::of(tuple.source);

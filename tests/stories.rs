@@ -1,0 +1,318 @@
+//! Two gateways on a simulated wire: the stories of the main job, in fake time.
+//!
+//!     plc 10.0.0.2 --[factory 10.0.0.0/24, pool 10.0.1.0/24]== wire ==[cloud 10.0.0.0/24, pool 10.0.9.0/24]-- web 10.0.0.5
+
+mod sim;
+
+use sim::*;
+use std::net::IpAddr;
+use std::time::Duration;
+use vp::node::{Event, FlowEnd, Reason};
+use vp::packet::Offload;
+
+const CLOUD: &str = "192.0.2.1:51820";
+const FACTORY: &str = "192.0.2.2:40000";
+
+fn cloud_settings() -> vp::node::Settings {
+    let mut cloud = settings("cloud", &["10.0.9.0/24", "fd00:9::/64"]);
+    cloud.peers = vec![peer("factory", 2, None)];
+    cloud.exposures = vec![
+        exposure("web", "10.0.0.5,fd00::5", &["tcp/80", "udp/53", "icmp"], &["site:factory"]),
+        exposure("rack", "10.0.0.16/28", &["tcp/22"], &["site:factory"]),
+        exposure("secret", "10.0.0.6", &["tcp/80"], &["client:plc.factory"]),
+    ];
+    cloud
+}
+
+fn factory_settings() -> vp::node::Settings {
+    let mut factory = settings("factory", &["10.0.1.0/24", "fd00:1::/64"]);
+    factory.peers = vec![peer("cloud", 1, Some(CLOUD))];
+    factory.clients = vec![client("plc", "10.0.0.2")];
+    factory.mappings = vec![mapping("*.cloud")];
+    factory
+}
+
+/// Both are up and know each other's offers.
+fn world() -> World {
+    let mut world = World::new();
+    world.start("cloud", CLOUD, 1, cloud_settings());
+    world.start("factory", FACTORY, 2, factory_settings());
+    world.run(Duration::from_secs(1));
+    world.exchange_offers();
+    world
+}
+
+fn plc() -> IpAddr {
+    address("10.0.0.2")
+}
+
+/// Opens a connection from the plc to the web service; returns both gateways' views of the caller's port 4000.
+fn connect(world: &mut World) -> (IpAddr, IpAddr) {
+    let web = world.gateway("factory").presence("web.cloud");
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    let syn = read(&world.gateway("cloud").take_one());
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), syn.from, "SA", 500, 101, b""));
+    world.run(Duration::from_millis(100));
+    let syn_ack = read(&world.gateway("factory").take_one());
+    assert_eq!((syn_ack.from, syn_ack.to), ((web, 80), (plc(), 4000)));
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "A", 101, 501, b""));
+    world.run(Duration::from_millis(100));
+    world.gateway("cloud").take_one();
+    (web, syn.from.0)
+}
+
+#[test]
+fn a_request_arrives_from_a_presence_and_its_answer_comes_back_from_one() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    let syn = read(&world.gateway("cloud").take_one());
+    assert_eq!(syn.to, (address("10.0.0.5"), 80));
+    assert!(syn.from.0.to_string().starts_with("10.0.9."), "{:?}", syn.from);
+    assert_eq!((syn.from.1, syn.sequence, syn.flags.as_str(), syn.hops), (4000, 100, "S", 62));
+    assert_eq!(syn.mss, Some(1380));
+}
+
+#[test]
+fn payload_and_sequence_numbers_pass_untouched_both_ways() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"GET /"));
+    world.run(Duration::from_millis(100));
+    let request = read(&world.gateway("cloud").take_one());
+    assert_eq!((request.sequence, request.acknowledgment, request.payload.as_slice()), (101, 501, &b"GET /"[..]));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "PA", 501, 106, b"200 OK"));
+    world.run(Duration::from_millis(100));
+    let answer = read(&world.gateway("factory").take_one());
+    assert_eq!((answer.from, answer.to), ((web, 80), (plc(), 4000)));
+    assert_eq!((answer.sequence, answer.payload.as_slice()), (501, &b"200 OK"[..]));
+}
+
+#[test]
+fn a_super_packet_is_carried_in_segments_and_joined_again() {
+    let mut world = world();
+    let (web, _) = connect(&mut world);
+    let payload: Vec<u8> = (0..20_000u32).map(|i| i.to_le_bytes()[0]).collect();
+    let packet = tcp((plc(), 4000), (web, 80), "PA", 101, 501, &payload);
+    let offload = Offload { checksum_partial: false, segment_bytes: std::num::NonZeroU16::new(1300) };
+    world.send_offloaded("factory", &packet, offload);
+    world.run(Duration::from_millis(100));
+    let delivered = world.gateway("cloud").take_delivered();
+    let carried: usize = delivered.iter().map(|packet| packet.len() - 40).sum();
+    assert_eq!(carried, payload.len());
+}
+
+#[test]
+fn ipv6_and_udp_and_ping_go_the_same_way() {
+    let mut world = world();
+    let presences = world.gateway("factory").node.presences();
+    let web6 = presences.iter().find(|p| p.service == "web.cloud" && p.address.contains(':')).expect("IPv6 presence");
+    let web6 = address(&web6.address);
+    let host = address("fd00::2");
+    world.send("factory", &udp((host, 5000), (web6, 53), b"query"));
+    world.run(Duration::from_millis(100));
+    let query = read(&world.gateway("cloud").take_one());
+    assert_eq!((query.to, query.payload.as_slice()), ((address("fd00::5"), 53), &b"query"[..]));
+    world.send("cloud", &udp(query.to, query.from, b"answer"));
+    world.run(Duration::from_millis(100));
+    let answer = read(&world.gateway("factory").take_one());
+    assert_eq!((answer.from, answer.to, answer.payload.as_slice()), ((web6, 53), (host, 5000), &b"answer"[..]));
+    for (from, to) in [(host, web6), (plc(), world.gateway("factory").presence("web.cloud"))] {
+        world.send("factory", &ping(from, to, 77, 64));
+        world.run(Duration::from_millis(100));
+        let request = read(&world.gateway("cloud").take_one());
+        assert!(request.flags.contains("EchoRequest"), "{request:?}");
+    }
+}
+
+#[test]
+fn what_is_not_allowed_is_refused_at_the_callers_gateway_at_once() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    let before = world.seen.len();
+    world.send("factory", &tcp((plc(), 4000), (web, 81), "S", 100, 0, b""));
+    let reset = read(&world.gateway("factory").take_one());
+    assert_eq!((reset.flags.as_str(), reset.from, reset.to), ("AR", (web, 81), (plc(), 4000)));
+    assert_eq!(reset.acknowledgment, 101);
+    assert_eq!(world.gateway("factory").drops(Reason::PortNotExposed), 1);
+    assert_eq!(world.seen.len(), before, "nothing of it is on the wire");
+}
+
+#[test]
+fn a_named_client_is_told_apart_from_its_neighbour() {
+    let mut world = world();
+    let secret = world.gateway("factory").presence("secret.cloud");
+    world.send("factory", &tcp((plc(), 4000), (secret, 80), "S", 100, 0, b""));
+    world.send("factory", &tcp((address("10.0.0.3"), 4000), (secret, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("cloud").take_one()).to, (address("10.0.0.6"), 80));
+    assert_eq!(world.gateway("cloud").drops(Reason::UnknownCaller), 1);
+}
+
+#[test]
+fn a_prefix_service_is_one_to_one() {
+    let mut world = world();
+    let presences = world.gateway("factory").node.presences();
+    let rack = presences.iter().find(|p| p.service == "rack.cloud").expect("mapped");
+    let block: ipnet::IpNet = rack.address.parse().expect("a prefix");
+    assert_eq!(block.prefix_len(), 28);
+    let fifth = block.hosts().nth(4).expect("address");
+    world.send("factory", &tcp((plc(), 4000), (fifth, 22), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("cloud").take_one()).to, (address("10.0.0.21"), 22));
+}
+
+#[test]
+fn a_server_cannot_call_a_caller_presence() {
+    let mut world = world();
+    let (_, caller) = connect(&mut world);
+    world.send("cloud", &tcp((address("10.0.0.5"), 5555), (caller, 22), "S", 1, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert!(world.gateway("factory").take_delivered().is_empty());
+    assert_eq!(world.gateway("cloud").drops(Reason::Unsolicited), 1);
+}
+
+#[test]
+fn a_permission_taken_away_ends_its_flows_and_a_kept_one_keeps_them() {
+    let mut world = world();
+    let (_, caller) = connect(&mut world);
+    let now = world.now;
+    let mut changed = cloud_settings();
+    changed.exposures.retain(|e| e.name.as_str() != "rack");
+    world.gateway("cloud").node.configure(changed.clone(), now).expect("settings");
+    world.run(Duration::from_secs(2));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "A", 501, 101, b"more"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("factory").take_one()).payload, b"more");
+    changed.exposures[0].allow = vec!["site:other".parse().expect("selector")];
+    world.gateway("cloud").node.configure(changed, world.now).expect("settings");
+    world.run(Duration::from_secs(2));
+    let ended = |e: &Event| matches!(e, Event::FlowClosed { end: FlowEnd::Revoked, .. });
+    world.settle("cloud");
+    assert!(world.gateway("cloud").events.iter().any(ended));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "A", 505, 101, b"more"));
+    world.run(Duration::from_millis(100));
+    assert!(world.gateway("factory").take_delivered().is_empty());
+}
+
+#[test]
+fn a_tcp_flow_survives_two_hours_and_three_minutes_of_silence() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    world.run(Duration::from_secs(2 * 3600 + 180));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "PA", 501, 101, b"still here"));
+    world.run(Duration::from_secs(10));
+    let seen = read(&world.gateway("factory").take_one());
+    assert_eq!((seen.from, seen.payload.as_slice()), ((web, 80), &b"still here"[..]));
+}
+
+#[test]
+fn a_download_goes_on_after_either_gateway_restarts() {
+    for restarted in ["factory", "cloud"] {
+        let mut world = world();
+        let (web, caller) = connect(&mut world);
+        match restarted {
+            "factory" => world.start("factory", FACTORY, 2, factory_settings()),
+            _ => world.start("cloud", CLOUD, 1, cloud_settings()),
+        }
+        world.run(Duration::from_secs(20));
+        world.exchange_offers();
+        // Only the service speaks: the caller acknowledged everything and waits.
+        for _ in 0..3 {
+            world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "A", 501, 101, b"the rest"));
+            world.run(Duration::from_secs(20));
+        }
+        let delivered = world.gateway("factory").take_delivered();
+        let last = delivered.last().unwrap_or_else(|| panic!("after {restarted} restarted"));
+        let seen = read(last);
+        assert_eq!((seen.from, seen.to), ((web, 80), (plc(), 4000)));
+    }
+}
+
+#[test]
+fn port_unreachable_reaches_the_caller_and_shows_no_foreign_address() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    world.send("factory", &udp((plc(), 5000), (web, 53), b"query"));
+    world.run(Duration::from_millis(100));
+    let arrived = world.gateway("cloud").take_one();
+    let mut error = Vec::new();
+    let seen = read(&arrived);
+    ip(address("10.0.0.5"), seen.from.0, 64)
+        .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port))
+        .write(&mut error, &arrived[..28])
+        .expect("packet");
+    world.send("cloud", &error);
+    world.run(Duration::from_millis(100));
+    let told = world.gateway("factory").take_one();
+    let told_seen = read(&told);
+    assert_eq!((told_seen.from.0, told_seen.to.0), (web, plc()));
+    let quoted = etherparse::Ipv4HeaderSlice::from_slice(&told_seen.payload).expect("quoted").to_header();
+    assert_eq!((IpAddr::from(quoted.source), IpAddr::from(quoted.destination)), (plc(), web));
+    assert_eq!(quoted.calc_header_checksum(), quoted.header_checksum);
+}
+
+#[test]
+fn an_expired_hop_limit_is_answered_by_each_gateway_in_the_callers_view() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    let gateway = world.gateway("factory").node.gateway_addresses()[0];
+    for (hops, answers) in [(1, gateway), (2, web)] {
+        world.send("factory", &ping(plc(), web, 9, hops));
+        world.run(Duration::from_millis(100));
+        let answer = read(&world.gateway("factory").take_one());
+        assert!(answer.flags.contains("TimeExceeded"), "{answer:?}");
+        assert_eq!((answer.from.0, answer.to.0), (answers, plc()));
+    }
+}
+
+#[test]
+fn everything_sent_arrives_at_most_once_through_a_bad_network() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    world.weather.loss = 50;
+    world.weather.duplicates = 200;
+    world.weather.jitter = Duration::from_millis(30);
+    for number in 0..1000u32 {
+        world.send("factory", &udp((plc(), 5000), (web, 53), &number.to_be_bytes()));
+        world.run(Duration::from_micros(200));
+    }
+    world.run(Duration::from_secs(1));
+    let delivered = world.gateway("cloud").take_delivered();
+    let mut numbers: Vec<Vec<u8>> = delivered.iter().map(|packet| read(packet).payload).collect();
+    let count = numbers.len();
+    numbers.sort();
+    numbers.dedup();
+    assert_eq!(numbers.len(), count, "each at most once");
+    assert!((880..=1000).contains(&count), "{count}");
+}
+
+#[test]
+fn two_sites_with_the_same_addresses_stay_apart() {
+    let mut world = World::new();
+    let mut cloud = cloud_settings();
+    cloud.peers.push(peer("plant", 3, None));
+    cloud.exposures[0].allow.push("site:plant".parse().expect("selector"));
+    world.start("cloud", CLOUD, 1, cloud);
+    world.start("factory", FACTORY, 2, factory_settings());
+    let mut plant = factory_settings();
+    plant.site = name("plant");
+    world.start("plant", "192.0.2.3:40000", 3, plant);
+    world.run(Duration::from_secs(1));
+    world.exchange_offers();
+    let mut callers = Vec::new();
+    for site in ["factory", "plant"] {
+        let web = world.gateway(site).presence("web.cloud");
+        world.send(site, &tcp((plc(), 4000), (web, 80), "S", 100, 0, b""));
+        world.run(Duration::from_millis(100));
+        callers.push((site, read(&world.gateway("cloud").take_one()).from));
+    }
+    assert_ne!(callers[0].1, callers[1].1);
+    for (site, caller) in callers {
+        world.send("cloud", &tcp((address("10.0.0.5"), 80), caller, "SA", 500, 101, site.as_bytes()));
+        world.run(Duration::from_millis(100));
+        assert_eq!(read(&world.gateway(site).take_one()).payload, site.as_bytes());
+    }
+}
