@@ -2,6 +2,24 @@
 //! Also: setters that mend checksums, ICMP errors, replies, segments apart (`split`) and together (`join`).
 //! Decides nothing and remembers nothing.
 
+mod checksum;
+mod fragment;
+mod icmp;
+mod join;
+mod parse;
+mod reply;
+mod split;
+pub mod virtio;
+
+pub(crate) use checksum::Sum;
+pub use fragment::fragment;
+pub(crate) use icmp::set_checksum as set_icmp_checksum;
+pub use icmp::{IcmpError, Quote, quote};
+pub use join::{Delivery, Group, Joiner};
+pub use parse::{Expired, Packet, ParseError};
+pub use reply::{Unreachable, reset, time_exceeded, too_big, unreachable};
+pub use split::{largest_segment, may_fragment, segment_count, split};
+
 use crate::addr::Family;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -84,99 +102,4 @@ pub struct Head {
     pub hops: u8,
     pub dont_fragment: bool,
     pub fragment: Option<Fragment>,
-}
-pub struct Packet<'a> {
-    pub head: Head,
-    pub offload: Offload,
-    bytes: &'a mut [u8],
-}
-pub struct Expired;
-#[derive(Debug)]
-pub enum ParseError {
-    Malformed,
-    TinyFragment,
-    SourceRoute,
-    UnsupportedProtocol(u8),
-    IcmpOther,
-}
-pub enum Unreachable {
-    Host,
-    AdminProhibited,
-}
-pub enum IcmpError {
-    Unreachable { code: u8 },
-    TooBig { mtu: u32 },
-    TimeExceeded { code: u8 },
-}
-pub struct Quote {
-    pub tuple: FiveTuple,
-    pub tcp_sequence: Option<u32>,
-    pub what: IcmpError,
-}
-impl<'a> Packet<'a> {
-    pub fn parse(_: &'a mut [u8], _: Offload) -> Result<Self, ParseError> {
-        panic!()
-    }
-    pub fn decrement_hops(&mut self) -> Result<(), Expired> {
-        panic!()
-    }
-    pub fn clamp_mss(&mut self, _: u16) {}
-}
-pub fn quote(_: &Packet) -> Result<Quote, ParseError> {
-    panic!()
-}
-pub fn split(_: &Packet, _: &mut [u8], _: impl FnMut(&[u8])) {}
-pub fn fragment(_: &Packet, _: u16, _: &mut [u8], _: impl FnMut(&[u8])) -> bool {
-    false
-}
-pub fn reset(_: &Packet) -> Option<Vec<u8>> {
-    None
-}
-pub fn unreachable(_: &Packet, _: Unreachable, _: IpAddr) -> Option<Vec<u8>> {
-    None
-}
-pub fn time_exceeded(_: &Packet, _: IpAddr) -> Option<Vec<u8>> {
-    None
-}
-pub fn too_big(_: &Packet, _: u16, _: IpAddr) -> Option<Vec<u8>> {
-    None
-}
-pub fn largest_segment(_: &Packet) -> u32 {
-    0
-}
-pub fn may_fragment(_: &Packet) -> bool {
-    false
-}
-pub fn segment_count(_: &Packet) -> u32 {
-    0
-}
-#[derive(Debug)]
-pub struct Joiner;
-pub struct Group<'a> {
-    pub peer: crate::addr::PeerId,
-    pub packets: u32,
-    pub bytes: u64,
-    pub packet: Packet<'a>,
-}
-impl Joiner {
-    pub fn new(_: usize) -> Self {
-        Self
-    }
-    pub fn room(&self) -> usize {
-        0
-    }
-    pub fn space(&mut self) -> &mut [u8] {
-        &mut []
-    }
-    pub fn push(&mut self, _: crate::addr::PeerId, _: usize) -> Result<(), ParseError> {
-        Ok(())
-    }
-    pub fn len(&self) -> usize {
-        0
-    }
-    pub fn group(&mut self, _: usize) -> Group<'_> {
-        panic!()
-    }
-    pub fn deliver(&mut self, _: usize) {}
-    pub fn clear(&mut self) {}
 }

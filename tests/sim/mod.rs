@@ -441,6 +441,7 @@ pub fn read(packet: &[u8]) -> Seen {
                 assert_eq!(right.expect("length"), udp.checksum(), "UDP checksum");
             }
         }
+        etherparse::TransportSlice::Igmp(_) => panic!("IGMP"),
         etherparse::TransportSlice::Icmpv4(icmp) => {
             let header = icmp.header();
             assert_eq!(header.icmp_type.calc_checksum(icmp.payload()), header.checksum, "ICMP checksum");
