@@ -1,0 +1,43 @@
+//! What the control channel asks of the gateway it speaks for.
+
+use std::net::IpAddr;
+use vp::addr::{Name, PeerId, Protocol};
+use vp::catalogue::Offer;
+use vp::node::{OfferError, Reason};
+
+/// A port of a service, as a peer names it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    pub service: Name,
+    pub protocol: Protocol,
+    /// 0 for ICMP echo.
+    pub port: u16,
+}
+
+/// The gateway's node, wherever it runs.
+pub trait Link: Clone + Send + Sync + 'static {
+    /// Whether the peer has a control channel at all: a stock WireGuard peer has none, and a peer that is no longer
+    /// configured has none either.
+    fn has_agent(&self, peer: PeerId) -> impl Future<Output = bool> + Send;
+
+    /// Packets of the control channel, to the peer.
+    fn send(&self, peer: PeerId, packets: Vec<Vec<u8>>) -> impl Future<Output = ()> + Send;
+
+    /// What this site offers to the peer now.
+    fn offer(&self, peer: PeerId) -> impl Future<Output = Offer> + Send;
+
+    /// What the peer offers to this site now.
+    fn set_offer(&self, peer: PeerId, offer: Offer) -> impl Future<Output = Result<(), OfferError>> + Send;
+
+    /// What this gateway would decide about a call of the peer's caller (none: any host of its site): the rule that
+    /// allows it, or why not.
+    fn explain(
+        &self,
+        peer: PeerId,
+        target: Target,
+        caller: Option<u16>,
+    ) -> impl Future<Output = Result<String, Reason>> + Send;
+
+    /// A backend of the service, if the peer may use it and the port is one of its ports.
+    fn probe_target(&self, peer: PeerId, target: Target) -> impl Future<Output = Option<IpAddr>> + Send;
+}

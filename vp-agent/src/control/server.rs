@@ -1,0 +1,189 @@
+//! The control service as the peer calls it. Who calls is known from the tunnel; what a message says about it is
+//! not looked at.
+
+use super::connection::Connection;
+use super::link::{Link, Target};
+use super::offer;
+use futures_util::stream::{self, Stream, StreamExt};
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tracing::debug;
+use vp::addr::{Name, PeerId, Protocol, wire};
+use vp::catalogue::Offer;
+use vp_proto::control::control_server::{Control, ControlServer};
+use vp_proto::control::{ExplainRequest, ExplainResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse};
+
+/// Requests are a few names and numbers.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+const HEADER_BYTES_MAX: u32 = 8 * 1024;
+/// An agent has one stream of offers open and asks one thing at a time for its operator.
+const STREAMS_MAX: u32 = 16;
+const PROBES_MAX: usize = 4;
+const PROBE_SECONDS_MAX: u64 = 3;
+/// For everything but a stream of offers; a probe takes longest.
+const ANSWER_SECONDS_MAX: u64 = 10;
+/// The offer is looked at anew that often even if no change was announced.
+const REVIEW_SECONDS: u64 = 30;
+
+/// What makes the streams of offers move on.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Changes {
+    /// Counts announced changes of the offer.
+    offer: u64,
+    /// The newest stream; those before it end.
+    stream: u64,
+}
+
+/// Announces that the offer may have changed.
+pub fn announce(changes: &watch::Sender<Changes>) {
+    changes.send_modify(|changes| changes.offer += 1);
+}
+
+/// Serves the connections the peer opens, until no more can come.
+pub async fn run<L: Link>(
+    peer: PeerId,
+    link: &L,
+    changes: Arc<watch::Sender<Changes>>,
+    accepted: mpsc::Receiver<Connection>,
+) {
+    let service = Service { peer, link: link.clone(), changes, probes: Arc::new(Semaphore::new(PROBES_MAX)) };
+    let service = ControlServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
+    let mut server = tonic::transport::Server::builder()
+        .timeout(Duration::from_secs(ANSWER_SECONDS_MAX))
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX);
+    let incoming = ReceiverStream::new(accepted).map(Ok::<_, io::Error>);
+    if let Err(error) = server.add_service(service).serve_with_incoming(incoming).await {
+        debug!(peer = peer.0, %error, "the control service ended");
+    }
+}
+
+struct Service<L> {
+    peer: PeerId,
+    link: L,
+    changes: Arc<watch::Sender<Changes>>,
+    probes: Arc<Semaphore>,
+}
+
+#[tonic::async_trait]
+impl<L: Link> Control for Service<L> {
+    type OffersStream = Pin<Box<dyn Stream<Item = Result<vp_proto::control::Offer, Status>> + Send>>;
+
+    async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Self::OffersStream>, Status> {
+        let OffersRequest { versions, agent } = request.into_inner();
+        if !versions.contains(&offer::VERSION) {
+            return Err(Status::failed_precondition(format!("this agent speaks version {}", offer::VERSION)));
+        }
+        let agent: String = agent.chars().take(80).collect();
+        debug!(peer = self.peer.0, ?agent, "asks for offers");
+        let mut stream = 0;
+        self.changes.send_modify(|changes| {
+            changes.stream += 1;
+            stream = changes.stream;
+        });
+        let feed =
+            Feed { peer: self.peer, link: self.link.clone(), changes: self.changes.subscribe(), stream, last: None };
+        Ok(Response::new(Box::pin(stream::unfold(feed, Feed::next))))
+    }
+
+    async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        let ProbeRequest { service, protocol, port } = request.into_inner();
+        let target = read_target(&service, protocol, port)?;
+        let Ok(_permit) = self.probes.try_acquire() else {
+            return Err(Status::resource_exhausted(format!("{PROBES_MAX} probes are under way")));
+        };
+        let Some(address) = self.link.probe_target(self.peer, target.clone()).await else {
+            return Ok(probed(ProbeOutcome::NotAllowed, Duration::ZERO));
+        };
+        Ok(match target.protocol {
+            Protocol::Tcp => probe_tcp(SocketAddr::new(address, target.port)).await,
+            // Nothing that a service of unknown kind must answer can be sent to it.
+            Protocol::Udp | Protocol::Icmp => probed(ProbeOutcome::Unspecified, Duration::ZERO),
+        })
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let ExplainRequest { service, caller, protocol, port } = request.into_inner();
+        let target = read_target(&service, protocol, port)?;
+        let caller = match u16::try_from(caller) {
+            Ok(0) => None,
+            Ok(index) if (wire::FIRST..=wire::LAST).contains(&index) => Some(index),
+            Ok(_) | Err(_) => return Err(Status::invalid_argument("caller: expected a wire index or 0")),
+        };
+        let verdict = match self.link.explain(self.peer, target, caller).await {
+            Ok(rule) => ExplainResponse { allowed: true, reason: String::new(), rule },
+            Err(reason) => ExplainResponse { allowed: false, reason: reason.word().to_owned(), rule: String::new() },
+        };
+        Ok(Response::new(verdict))
+    }
+}
+
+/// One stream of offers. It looks at the offer only when the message before was taken, so changes that come faster
+/// than the peer reads become one.
+struct Feed<L> {
+    peer: PeerId,
+    link: L,
+    changes: watch::Receiver<Changes>,
+    stream: u64,
+    last: Option<Offer>,
+}
+
+impl<L: Link> Feed<L> {
+    async fn next(mut self) -> Option<(Result<vp_proto::control::Offer, Status>, Self)> {
+        loop {
+            let newest = self.changes.borrow_and_update().stream;
+            if newest != self.stream {
+                return None;
+            }
+            let offer = self.link.offer(self.peer).await;
+            if self.last.as_ref() != Some(&offer) {
+                self.last = Some(offer.clone());
+                return Some((Ok(offer::to_message(offer)), self));
+            }
+            match timeout(Duration::from_secs(REVIEW_SECONDS), self.changes.changed()).await {
+                Ok(Ok(())) | Err(_) => {}
+                // The peer's channel is over.
+                Ok(Err(_)) => return None,
+            }
+        }
+    }
+}
+
+fn read_target(service: &str, protocol: i32, port: u32) -> Result<Target, Status> {
+    let invalid = |what: &str| Status::invalid_argument(what.to_owned());
+    let service = Name::new(service).map_err(|error| invalid(&format!("service: {error}")))?;
+    let protocol = offer::read_protocol(protocol).ok_or_else(|| invalid("protocol: expected TCP, UDP or ICMP"))?;
+    let port = u16::try_from(port).map_err(|_| invalid("port: expected at most 65535"))?;
+    if (port == 0) != (protocol == Protocol::Icmp) {
+        return Err(invalid("port: expected 0 for ICMP and only for it"));
+    }
+    Ok(Target { service, protocol, port })
+}
+
+async fn probe_tcp(target: SocketAddr) -> Response<ProbeResponse> {
+    let start = Instant::now();
+    let connected = timeout(Duration::from_secs(PROBE_SECONDS_MAX), TcpStream::connect(target)).await;
+    let outcome = match connected {
+        Ok(Ok(_)) => ProbeOutcome::Answered,
+        Ok(Err(error)) => match error.kind() {
+            io::ErrorKind::ConnectionRefused => ProbeOutcome::Refused,
+            io::ErrorKind::TimedOut => ProbeOutcome::TimedOut,
+            _ => ProbeOutcome::Unreachable,
+        },
+        Err(_) => ProbeOutcome::TimedOut,
+    };
+    probed(outcome, start.elapsed())
+}
+
+fn probed(outcome: ProbeOutcome, round_trip: Duration) -> Response<ProbeResponse> {
+    let round_trip_micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+    Response::new(ProbeResponse { outcome: outcome.into(), round_trip_micros })
+}

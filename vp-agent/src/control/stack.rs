@@ -1,0 +1,393 @@
+//! TCP between the two agents of one tunnel: two small IP interfaces, one that owns 198.18.0.1 and is called, one that
+//! owns 198.19.0.1 and calls. A packet's direction says which of them it is for.
+//!
+//! Packets and `now` come in, packets come out; it never does I/O, reads a clock or waits.
+
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp::{ConnectError, Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint, Ipv4Address};
+use std::collections::{BTreeMap, VecDeque};
+use std::task::Waker;
+
+/// Of the control service, at 198.18.0.1.
+pub const PORT: u16 = 7076;
+/// What fits every tunnel: the least that IPv6 asks of a link (RFC 8200 section 5), so the MSS is 1240.
+const MTU: usize = 1280;
+/// What a peer can hold of this gateway's memory is connections × two buffers. One connection is what an agent needs,
+/// another is for its successor after a restart that the first has not noticed.
+pub const CONNECTIONS_MAX: usize = 4;
+const BUFFER_BYTES: usize = 64 * 1024;
+/// Packets that one turn may send; the rest follows in the next.
+const SEND_QUEUE_PACKETS: usize = 64;
+/// A handshake that takes longer is given up.
+const HALF_OPEN_SECONDS_MAX: u64 = 5;
+/// A peer that restarted in silence is noticed by then: three keepalives went unanswered.
+const SILENCE_SECONDS_MAX: u64 = 10;
+const KEEPALIVE_SECONDS: u64 = 3;
+/// How long a closed connection may take to deliver what it still holds.
+const LINGER_SECONDS_MAX: u64 = 5;
+/// Dynamic ports (RFC 6335).
+const FIRST_CALLER_PORT: u16 = 49152;
+/// 198.18.0.0/15: both agents are on one link.
+const LINK_PREFIX_BITS: u8 = 15;
+
+const SERVICE: Ipv4Address = Ipv4Address::new(198, 18, 0, 1);
+const CALLER: Ipv4Address = Ipv4Address::new(198, 19, 0, 1);
+
+/// What this agent is on a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Side {
+    Called,
+    Calling,
+}
+
+/// A connection of a [`Stack`], valid until it is released.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Key {
+    side: Side,
+    handle: SocketHandle,
+}
+
+pub struct Stack {
+    called: End,
+    calling: End,
+    random: u64,
+}
+
+struct End {
+    side: Side,
+    interface: Interface,
+    device: Queues,
+    sockets: SocketSet<'static>,
+    connections: BTreeMap<SocketHandle, Connection>,
+}
+
+/// One socket and who is interested in it.
+#[derive(Default)]
+struct Connection {
+    owner: Owner,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+#[derive(Default)]
+enum Owner {
+    /// No call came yet.
+    #[default]
+    Listening,
+    /// The caller's handshake is under way.
+    HalfOpen,
+    /// Someone reads and writes it.
+    Taken,
+    /// Nobody does any more; it ends at the deadline if not before.
+    Released { until: Instant },
+}
+
+impl Stack {
+    /// `seed` gives the caller's ports and the sequence numbers; a new one for each stack.
+    pub fn new(seed: u64, now: Instant) -> Self {
+        Self {
+            called: End::new(Side::Called, seed, now),
+            calling: End::new(Side::Calling, seed.rotate_left(32), now),
+            random: seed | 1,
+        }
+    }
+
+    /// A packet from the peer; what is not between the two agents is dropped.
+    pub fn receive(&mut self, packet: Vec<u8>) {
+        let Some(header) = packet.first_chunk::<20>() else { return };
+        let end = match (&header[12..16], &header[16..20]) {
+            (source, destination) if source == CALLER.octets() && destination == SERVICE.octets() => &mut self.called,
+            (source, destination) if source == SERVICE.octets() && destination == CALLER.octets() => &mut self.calling,
+            _ => return,
+        };
+        end.device.received.push_back(packet);
+    }
+
+    /// Does all that is due. Returns the packets to send.
+    pub fn turn(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.called.turn(now);
+        self.calling.turn(now);
+        let mut packets = std::mem::take(&mut self.called.device.sent);
+        packets.append(&mut self.calling.device.sent);
+        packets
+    }
+
+    /// When [`Self::turn`] has something to do next, if nothing comes in before.
+    pub fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        [&mut self.called, &mut self.calling].into_iter().filter_map(|end| end.poll_at(now)).min()
+    }
+
+    /// A connection that the peer opened and nobody took yet.
+    pub fn accept(&mut self) -> Option<Key> {
+        let End { sockets, connections, .. } = &mut self.called;
+        let (handle, connection) = connections.iter_mut().find(|(handle, connection)| {
+            let state = sockets.get::<Socket<'_>>(**handle).state();
+            matches!(connection.owner, Owner::HalfOpen) && is_established(state)
+        })?;
+        connection.owner = Owner::Taken;
+        sockets.get_mut::<Socket<'_>>(*handle).set_timeout(Some(Duration::from_secs(SILENCE_SECONDS_MAX)));
+        Some(Key { side: Side::Called, handle: *handle })
+    }
+
+    /// Calls the peer's control service. None while too many earlier calls are still ending.
+    pub fn connect(&mut self) -> Option<Key> {
+        if self.calling.connections.len() >= CONNECTIONS_MAX {
+            return None;
+        }
+        let port = self.next_port();
+        let end = &mut self.calling;
+        let mut socket = new_socket();
+        let called: Result<(), ConnectError> =
+            socket.connect(end.interface.context(), (IpAddress::from(SERVICE), PORT), (IpAddress::from(CALLER), port));
+        called.ok()?;
+        let handle = end.sockets.add(socket);
+        end.connections.insert(handle, Connection { owner: Owner::Taken, ..Connection::default() });
+        Some(Key { side: Side::Calling, handle })
+    }
+
+    pub fn socket(&mut self, key: Key) -> &mut Socket<'static> {
+        self.end(key.side).sockets.get_mut(key.handle)
+    }
+
+    /// Wakes the task when the connection has something to read or is over.
+    pub fn wake_reader(&mut self, key: Key, waker: &Waker) {
+        if let Some(connection) = self.end(key.side).connections.get_mut(&key.handle) {
+            connection.reader = Some(waker.clone());
+        }
+    }
+
+    /// Wakes the task when the connection has room to write, is established or is over.
+    pub fn wake_writer(&mut self, key: Key, waker: &Waker) {
+        if let Some(connection) = self.end(key.side).connections.get_mut(&key.handle) {
+            connection.writer = Some(waker.clone());
+        }
+    }
+
+    /// The handshake is done: from here on silence ends the connection, no longer the handshake's deadline.
+    pub fn established(&mut self, key: Key) {
+        self.socket(key).set_timeout(Some(Duration::from_secs(SILENCE_SECONDS_MAX)));
+    }
+
+    /// Nobody reads or writes the connection any more: what was written is still delivered, if that is soon.
+    pub fn release(&mut self, key: Key, now: Instant) {
+        self.socket(key).close();
+        if let Some(connection) = self.end(key.side).connections.get_mut(&key.handle) {
+            let until = now + Duration::from_secs(LINGER_SECONDS_MAX);
+            *connection = Connection { owner: Owner::Released { until }, ..Connection::default() };
+        }
+    }
+
+    /// All connections end at once, without a word to the peer.
+    pub fn abort(&mut self) {
+        for end in [&mut self.called, &mut self.calling] {
+            for (handle, connection) in &mut end.connections {
+                end.sockets.get_mut::<Socket<'_>>(*handle).abort();
+                connection.wake_all();
+            }
+        }
+    }
+
+    fn end(&mut self, side: Side) -> &mut End {
+        match side {
+            Side::Called => &mut self.called,
+            Side::Calling => &mut self.calling,
+        }
+    }
+
+    /// A random one, so that an agent that restarted does not call from the port it had. (xorshift64, Marsaglia 2003)
+    fn next_port(&mut self) -> u16 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        FIRST_CALLER_PORT | u16::try_from(self.random >> 50).unwrap_or(0)
+    }
+}
+
+impl End {
+    fn new(side: Side, seed: u64, now: Instant) -> Self {
+        let own = match side {
+            Side::Called => SERVICE,
+            Side::Calling => CALLER,
+        };
+        let mut device = Queues::default();
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut interface = Interface::new(config, &mut device, now);
+        interface.update_ip_addrs(|addresses| {
+            // The list has room for two and is empty.
+            let _ = addresses.push(IpCidr::new(own.into(), LINK_PREFIX_BITS));
+        });
+        let mut end =
+            Self { side, interface, device, sockets: SocketSet::new(Vec::new()), connections: BTreeMap::new() };
+        end.listen();
+        end
+    }
+
+    fn turn(&mut self, now: Instant) {
+        self.end_overdue(now);
+        loop {
+            match self.interface.poll_ingress_single(now, &mut self.device, &mut self.sockets) {
+                PollIngressSingleResult::None => break,
+                PollIngressSingleResult::PacketProcessed => {}
+                PollIngressSingleResult::SocketStateChanged => self.follow_handshakes(),
+            }
+        }
+        while let PollResult::SocketStateChanged = self.interface.poll_egress(now, &mut self.device, &mut self.sockets)
+        {
+        }
+        self.forget_closed();
+        self.listen();
+        self.wake();
+    }
+
+    fn poll_at(&mut self, now: Instant) -> Option<Instant> {
+        let deadlines = self.connections.values().filter_map(|connection| match connection.owner {
+            Owner::Released { until } => Some(until),
+            Owner::Listening | Owner::HalfOpen | Owner::Taken => None,
+        });
+        deadlines.chain(self.interface.poll_at(now, &self.sockets)).min()
+    }
+
+    /// The one socket that listens took a call, or its call was taken back: another one listens.
+    fn follow_handshakes(&mut self) {
+        let mut called = false;
+        for (handle, connection) in &mut self.connections {
+            let state = self.sockets.get::<Socket<'_>>(*handle).state();
+            if matches!(connection.owner, Owner::Listening) && state != State::Listen {
+                connection.owner = Owner::HalfOpen;
+                called = true;
+            }
+        }
+        if called {
+            self.listen();
+        }
+    }
+
+    fn listen(&mut self) {
+        let listens = self.connections.values().any(|connection| matches!(connection.owner, Owner::Listening));
+        if self.side == Side::Calling || listens || self.connections.len() >= CONNECTIONS_MAX {
+            return;
+        }
+        let mut socket = new_socket();
+        let own = IpListenEndpoint { addr: Some(SERVICE.into()), port: PORT };
+        if socket.listen(own).is_ok() {
+            let handle = self.sockets.add(socket);
+            self.connections.insert(handle, Connection::default());
+        }
+    }
+
+    fn end_overdue(&mut self, now: Instant) {
+        for (handle, connection) in &self.connections {
+            if matches!(connection.owner, Owner::Released { until } if until <= now) {
+                self.sockets.get_mut::<Socket<'_>>(*handle).abort();
+            }
+        }
+    }
+
+    /// Those that nobody reads any more, and half-open ones that came to nothing.
+    fn forget_closed(&mut self) {
+        let Self { sockets, connections, .. } = self;
+        connections.retain(|handle, connection| {
+            let socket = sockets.get::<Socket<'_>>(*handle);
+            // A closed socket with a remote end has a reset to send yet.
+            let closed = socket.state() == State::Closed && socket.remote_endpoint().is_none();
+            let ended = match connection.owner {
+                Owner::Listening | Owner::Taken => false,
+                // After a reset the socket listens again, with what it remembers: a new one listens instead.
+                Owner::HalfOpen => closed || socket.state() == State::Listen,
+                Owner::Released { .. } => closed || socket.state() == State::TimeWait,
+            };
+            if ended {
+                sockets.remove(*handle);
+            }
+            !ended
+        });
+    }
+
+    fn wake(&mut self) {
+        for (handle, connection) in &mut self.connections {
+            let socket = self.sockets.get::<Socket<'_>>(*handle);
+            if matches!(socket.state(), State::SynSent | State::SynReceived) {
+                continue;
+            }
+            if socket.can_recv() || !socket.may_recv() {
+                connection.reader.take().into_iter().for_each(Waker::wake);
+            }
+            if socket.can_send() || !socket.may_send() {
+                connection.writer.take().into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+}
+
+impl Connection {
+    fn wake_all(&mut self) {
+        self.reader.take().into_iter().chain(self.writer.take()).for_each(Waker::wake);
+    }
+}
+
+fn is_established(state: State) -> bool {
+    !matches!(state, State::Closed | State::Listen | State::SynSent | State::SynReceived)
+}
+
+fn new_socket() -> Socket<'static> {
+    let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
+    let mut socket = Socket::new(buffer(), buffer());
+    socket.set_timeout(Some(Duration::from_secs(HALF_OPEN_SECONDS_MAX)));
+    socket.set_keep_alive(Some(Duration::from_secs(KEEPALIVE_SECONDS)));
+    // Small messages, each waited for.
+    socket.set_nagle_enabled(false);
+    socket
+}
+
+/// The interface's wire: packets received and not yet read, packets sent and not yet taken.
+#[derive(Default)]
+struct Queues {
+    received: VecDeque<Vec<u8>>,
+    sent: Vec<Vec<u8>>,
+}
+
+struct Received(Vec<u8>);
+
+struct Sent<'a>(&'a mut Vec<Vec<u8>>);
+
+impl phy::Device for Queues {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sent<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sent<'_>)> {
+        if self.sent.len() >= SEND_QUEUE_PACKETS {
+            return None;
+        }
+        Some((Received(self.received.pop_front()?), Sent(&mut self.sent)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Sent<'_>> {
+        (self.sent.len() < SEND_QUEUE_PACKETS).then_some(Sent(&mut self.sent))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = MTU;
+        capabilities
+    }
+}
+
+impl phy::RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(&self.0)
+    }
+}
+
+impl phy::TxToken for Sent<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, bytes: usize, write: F) -> R {
+        let mut packet = vec![0; bytes];
+        let result = write(&mut packet);
+        self.0.push(packet);
+        result
+    }
+}

@@ -1,0 +1,3 @@
+//! The gateway daemon's parts, as a library: what the binary runs, tests and fuzz targets can run too.
+
+pub mod control;
