@@ -5,12 +5,14 @@
 
 pub mod agent;
 pub mod capture;
+pub mod hostile;
 mod internet;
 mod lab;
 mod namespace;
 mod nat;
 mod plan;
 mod process;
+mod scan;
 pub mod server;
 pub mod shim;
 mod site;

@@ -1,6 +1,7 @@
 //! Address plans: every story is told with networks and pools that are the same, overlap in part, differ, and are
 //! swapped. A translation with the wrong prefix looks right as long as all sites use the same one.
 
+use crate::Family;
 use anyhow::Result;
 use ipnet::IpNet;
 
@@ -8,6 +9,7 @@ use ipnet::IpNet;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub name: &'static str,
+    pub families: Families,
     pub cloud_lan: Vec<IpNet>,
     pub cloud_pool: Vec<IpNet>,
     pub factory_lan: Vec<IpNet>,
@@ -52,31 +54,49 @@ impl Plan {
         let known = known.ok_or_else(|| anyhow::anyhow!("no address plan is called {name}"))?;
         Ok(Self {
             name: known.0,
+            families,
             cloud_lan: column(|row| row.1)?,
             cloud_pool: column(|row| row.2)?,
             factory_lan: column(|row| row.3)?,
             factory_pool: column(|row| row.4)?,
         })
     }
+
+    /// The family a story is told in; IPv4 first where there are both.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        if self.families == Families::V6 { Family::V6 } else { Family::V4 }
+    }
 }
 
-/// Tells a story with each address plan, each as a test of its own: `for_each_plan!(story, Families::V4)` where
-/// `fn story(lab: &Lab, plan: &Plan) -> Result<()>`.
+/// Tells a story with each address plan in each family, each as a test of its own: `for_each_plan!(story)` where
+/// `fn story(lab: &Lab, plan: &Plan) -> Result<()>`. `for_each_plan!(story, v4)` for what only IPv4 has.
 #[macro_export]
 macro_rules! for_each_plan {
-    ($story:ident, $families:expr) => {
+    ($story:ident) => {
         mod $story {
-            $crate::for_each_plan!(@one $story, $families, same);
-            $crate::for_each_plan!(@one $story, $families, partly);
-            $crate::for_each_plan!(@one $story, $families, different);
-            $crate::for_each_plan!(@one $story, $families, swapped);
+            $crate::for_each_plan!(@family $story, v4, V4);
+            $crate::for_each_plan!(@family $story, v6, V6);
         }
     };
-    (@one $story:ident, $families:expr, $plan:ident) => {
+    ($story:ident, v4) => {
+        mod $story {
+            $crate::for_each_plan!(@family $story, v4, V4);
+        }
+    };
+    (@family $story:ident, $module:ident, $family:ident) => {
+        mod $module {
+            $crate::for_each_plan!(@one $story, $family, same);
+            $crate::for_each_plan!(@one $story, $family, partly);
+            $crate::for_each_plan!(@one $story, $family, different);
+            $crate::for_each_plan!(@one $story, $family, swapped);
+        }
+    };
+    (@one $story:ident, $family:ident, $plan:ident) => {
         #[test]
         fn $plan() {
-            use $crate::Families;
-            $crate::story(|lab| super::$story(lab, &$crate::Plan::named(stringify!($plan), $families)?));
+            let plan = || $crate::Plan::named(stringify!($plan), $crate::Families::$family);
+            $crate::story(|lab| super::super::$story(lab, &plan()?));
         }
     };
 }

@@ -123,7 +123,7 @@ fn answer_http(stream: &TcpStream, caller: SocketAddr, page: &str) -> std::io::R
     }
     let mut out = stream;
     let head = |bytes: usize| format!("HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\nConnection: close\r\n\r\n");
-    let path = request.split(' ').nth(1).unwrap_or("/");
+    let path = request.split([' ', '?']).nth(1).unwrap_or("/");
     if request.starts_with("POST") {
         let mut body = reader.take(body_bytes);
         let sum = format!("{:016x}\n", sum_of(&mut body)?.1);
@@ -276,6 +276,11 @@ impl Namespace {
         Ok(stream)
     }
 
+    /// What curl, as a user would call it, prints for `http://ADDRESS/PATH`.
+    pub fn curl(&self, address: IpAddr, path: &str) -> Result<String> {
+        self.sh(&format!("curl -sS --fail -m 20 {}", url(address, path)))
+    }
+
     /// A UDP socket that talks to `address` alone, from a port of its own.
     pub fn udp(&self, address: impl Into<SocketAddr>) -> Result<UdpSocket> {
         let address = address.into();
@@ -296,5 +301,13 @@ impl Namespace {
         let head_end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("an answer without a head")?;
         ensure!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..head_end]));
         Ok(answer.split_off(head_end + 4))
+    }
+}
+
+#[must_use]
+pub fn url(address: IpAddr, path: &str) -> String {
+    match address {
+        IpAddr::V4(address) => format!("http://{address}{path}"),
+        IpAddr::V6(address) => format!("http://[{address}]{path}"),
     }
 }

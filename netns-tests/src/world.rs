@@ -64,6 +64,13 @@ pub struct World {
     pub internet: Internet,
 }
 
+impl Station {
+    /// The host's address in the family that the story is told in.
+    pub fn address(&self, family: crate::Family) -> Result<std::net::IpAddr> {
+        self.host.address(family)
+    }
+}
+
 /// A site with its agent running.
 pub struct Station {
     pub agent: Agent,
