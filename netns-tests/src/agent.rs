@@ -68,6 +68,7 @@ pub struct Agent {
     pub key: Key,
     directory: PathBuf,
     process: Process,
+    machine_before: String,
 }
 
 impl Agent {
@@ -77,8 +78,9 @@ impl Agent {
         fs::create_dir_all(&directory)?;
         key.write(&directory.join("site.key"))?;
         fs::write(directory.join("agent.yaml"), yaml(&config, &directory))?;
+        let machine_before = machine.network_state()?;
         let process = run_agent(lab, machine, &directory)?;
-        let mut agent = Self { machine: machine.clone(), config, key, directory, process };
+        let mut agent = Self { machine: machine.clone(), config, key, directory, process, machine_before };
         agent.wait_ready()?;
         Ok(agent)
     }
@@ -99,6 +101,12 @@ impl Agent {
         let status = self.process.stop()?;
         ensure!(status.success(), "vp-agent of {} ended with {status}", self.config.site);
         Ok(())
+    }
+
+    /// The machine's [`Namespace::network_state`] before any agent ran on it.
+    #[must_use]
+    pub fn machine_before(&self) -> &str {
+        &self.machine_before
     }
 
     #[must_use]

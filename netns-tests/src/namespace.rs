@@ -92,6 +92,24 @@ impl Namespace {
         self.run(|| fs::write(&path, value))?.with_context(|| format!("{path} on {}", self.label))
     }
 
+    /// Interfaces, addresses, routes, rules, proxied neighbours and nftables, as text to compare.
+    pub fn network_state(&self) -> Result<String> {
+        let mut state = String::new();
+        for line in [
+            "ip -o link",
+            "ip -o address",
+            "ip route show table all",
+            "ip -6 route show table all",
+            "ip rule",
+            "ip -6 rule",
+            "ip neigh show proxy",
+            "nft list ruleset",
+        ] {
+            state += &format!("# {line}\n{}", self.sh(line)?);
+        }
+        Ok(state)
+    }
+
     /// Forwards packets, as a router does.
     pub fn forward(&self) -> Result<()> {
         self.sysctl("net/ipv4/ip_forward", "1")?;
