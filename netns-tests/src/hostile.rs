@@ -3,7 +3,7 @@
 use crate::capture::set_receive_buffer;
 use crate::server::RECEIVE_BUFFER_BYTES;
 use crate::{Key, Namespace, wait};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use boringtun::noise::{Tunn, TunnResult};
@@ -97,13 +97,4 @@ impl Hostile {
             input = &[];
         }
     }
-}
-
-/// An ICMP echo request, as a probe of what is let through.
-pub fn echo_request(from: std::net::Ipv4Addr, to: std::net::Ipv4Addr, payload: &[u8]) -> Result<Vec<u8>> {
-    let builder = etherparse::PacketBuilder::ipv4(from.octets(), to.octets(), 64).icmpv4_echo_request(1, 1);
-    let mut packet = Vec::new();
-    builder.write(&mut packet, payload).context("an echo request")?;
-    ensure!(packet.len() == 28 + payload.len());
-    Ok(packet)
 }

@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod capture;
+pub mod craft;
 pub mod hostile;
 mod internet;
 mod lab;

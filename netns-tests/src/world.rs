@@ -27,6 +27,8 @@ pub struct Setup<'a> {
     pub access: Access,
     /// Between the sites.
     pub underlay: crate::Family,
+    /// Further peers of the cloud.
+    pub peers: Vec<Peer>,
     /// YAML of the cloud beside its peers: what it exposes. `{web}` stands for the web host's addresses.
     pub cloud: String,
     /// YAML of every factory. `{plc}` stands for the plc's addresses.
@@ -39,7 +41,15 @@ impl<'a> Setup<'a> {
     pub fn new(plan: &'a Plan) -> Self {
         let cloud = expose("web", "{web}", "tcp/80", "any", "masquerade");
         let factory = expose("metrics", "{plc}", "tcp/9100", "site:cloud", "masquerade") + &map("web.cloud");
-        Self { plan, factories: 1, access: Access::HOME_NAT, underlay: crate::Family::V4, cloud, factory }
+        Self {
+            plan,
+            factories: 1,
+            access: Access::HOME_NAT,
+            underlay: crate::Family::V4,
+            peers: Vec::new(),
+            cloud,
+            factory,
+        }
     }
 }
 
@@ -103,7 +113,7 @@ impl World {
             site: "cloud".to_owned(),
             pool: plan.cloud_pool.clone(),
             listen: Some(if endpoint.is_ipv4() { ([0; 4], PORT).into() } else { ([0_u16; 8], PORT).into() }),
-            peers: Vec::new(),
+            peers: setup.peers.clone(),
             rest: setup.cloud.replace("{web}", &addresses(&web)),
         };
         let mut factories = Vec::new();

@@ -19,7 +19,10 @@ fn a_stock_wireguard_peer_uses_an_exposed_service_and_nothing_else() {
     story(|lab| {
         let plan = Plan::named("same", Families::Both)?;
         let cloud = expose("web", "{web}", "tcp/80, icmp", "site:laptop", "presence");
-        let mut world = World::new(lab, &Setup { factories: 0, cloud, ..Setup::new(&plan) })?;
+        let key = Key::new()?;
+        let rest = "stock: true".to_owned();
+        let peers = vec![Peer { site: "laptop".to_owned(), public_key: key.public(), rest, ..Peer::default() }];
+        let world = World::new(lab, &Setup { factories: 0, cloud, peers, ..Setup::new(&plan) })?;
         let (web, neighbour) = (&world.cloud.host, &world.cloud.neighbour);
         let mut servers = Vec::new();
         for (machine, addresses) in [
@@ -31,17 +34,6 @@ fn a_stock_wireguard_peer_uses_an_exposed_service_and_nothing_else() {
                 servers.push(TcpServer::http(machine, (address, port), "web of cloud")?);
             }
         }
-        let key = Key::new()?;
-        let peer = Peer {
-            site: "laptop".to_owned(),
-            public_key: key.public(),
-            rest: "stock: true".to_owned(),
-            ..Peer::default()
-        };
-        world.cloud.agent.config.peers.push(peer);
-        world.cloud.agent.write_config()?;
-        world.cloud.agent.ctl("reload")?;
-
         let laptop = lab.namespace("laptop")?;
         world.internet.connect(&laptop)?;
         let cloud: SocketAddr = (world.cloud.site.uplink.v4, netns_tests::world::PORT).into();
