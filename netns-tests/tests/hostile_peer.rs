@@ -294,7 +294,7 @@ fn fragments(family: Family) -> Vec<Vec<u8>> {
         id += 1;
         match (caller, service) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let mut packet = craft::ipv4(from, to, protocol, &[], offset / 8 | more << 13, bytes);
+                let mut packet = craft::ipv4(from, to, protocol, &[], (offset / 8) | (more << 13), bytes);
                 packet[4..6].copy_from_slice(&id.to_be_bytes()[2..]);
                 craft::set_header_checksum(&mut packet);
                 packet
