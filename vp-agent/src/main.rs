@@ -1,1 +1,3 @@
+mod dataplane;
+mod sys;
 fn main() {}
