@@ -129,7 +129,7 @@ struct Worker {
 
 impl Worker {
     fn run(&mut self, mut poller: Poller) {
-        let mut incoming = Incoming::new();
+        let mut incoming = Incoming::default();
         let mut buffer = vec![0; virtio::HEADER_BYTES + (1 << 16)];
         // What the node has to say from its start, before anything happens.
         self.flush();
@@ -144,10 +144,10 @@ impl Worker {
             };
             self.now = Instant::now();
             if ready.contains(&Token::Udp) {
-                self.from_network(&mut incoming);
+                self.take_from_network(&mut incoming);
             }
             if ready.contains(&Token::Tun) {
-                self.from_site(&mut buffer);
+                self.take_from_site(&mut buffer);
             }
             if ready.contains(&Token::Waker) {
                 self.waker.clear();
@@ -167,7 +167,7 @@ impl Worker {
         }
     }
 
-    fn from_site(&mut self, buffer: &mut [u8]) {
+    fn take_from_site(&mut self, buffer: &mut [u8]) {
         let header_bytes = if self.plane.tun.has_header() { virtio::HEADER_BYTES } else { 0 };
         for _ in 0..TUN_READS_MAX {
             let count = match self.plane.tun.read(buffer) {
@@ -194,7 +194,7 @@ impl Worker {
         self.flush();
     }
 
-    fn from_network(&mut self, incoming: &mut Incoming) {
+    fn take_from_network(&mut self, incoming: &mut Incoming) {
         for _ in 0..RECEIVES_MAX {
             match self.plane.udp.receive(incoming) {
                 Ok(()) => {}

@@ -1,3 +1,1 @@
-mod dataplane;
-mod sys;
 fn main() {}

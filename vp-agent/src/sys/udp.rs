@@ -176,9 +176,8 @@ fn segment_bytes(message: &libc::msghdr) -> Option<usize> {
     None
 }
 
-impl Incoming {
-    #[must_use]
-    pub fn new() -> Self {
+impl Default for Incoming {
+    fn default() -> Self {
         Self {
             buffers: vec![0; MESSAGES * MESSAGE_BYTES].into(),
             // SAFETY: all-zero is a valid address of no family.
@@ -189,7 +188,9 @@ impl Incoming {
             count: 0,
         }
     }
+}
 
+impl Incoming {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.count == MESSAGES
