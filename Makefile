@@ -1,5 +1,7 @@
 # Each recipe does all its own set-up on a bare Debian machine with Rust; run as root.
 
+export PATH := $(PATH):/usr/sbin:/sbin
+
 .PHONY: demo test bench lint build
 
 # A cloud and two factories in network namespaces, all on the same network. Stays up until Ctrl-C on a terminal.

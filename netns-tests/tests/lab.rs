@@ -177,3 +177,21 @@ fn weather_delays_loses_doubles_and_reorders() {
         Ok(())
     });
 }
+
+#[test]
+fn a_scan_finds_every_open_port_and_no_other() {
+    story(|lab| {
+        let (_internet, cloud, _factory) = sites(lab, Access::HOME_NAT)?;
+        let (web, other) = (cloud.host(lab, "web", 5)?, cloud.host(lab, "other", 6)?);
+        for family in [Family::V4, Family::V6] {
+            let address = web.address(family)?;
+            let ports = [1_u16, 80, 8080, 65535];
+            let servers = ports.map(|port| TcpServer::echo(&web.namespace, (address, port)));
+            let servers: Vec<TcpServer> = servers.into_iter().collect::<Result<_>>()?;
+            ensure!(other.namespace.scan(address, 1..=65535)? == ports);
+            drop(servers);
+            ensure!(other.namespace.scan(address, ports)?.is_empty());
+        }
+        Ok(())
+    });
+}
