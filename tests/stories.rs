@@ -322,3 +322,65 @@ fn two_sites_with_the_same_addresses_stay_apart() {
         assert_eq!(read(&world.gateway(site).take_one()).payload, site.as_bytes());
     }
 }
+
+/// An IPv4 datagram in fragments of `size` payload bytes.
+fn fragments(packet: &[u8], size: usize) -> Vec<Vec<u8>> {
+    let payload = &packet[20..];
+    let count = payload.len().div_ceil(size);
+    let fragment = |(number, part): (usize, &[u8])| {
+        let mut header = etherparse::Ipv4Header::from_slice(packet).expect("header").0;
+        header.dont_fragment = false;
+        header.more_fragments = number + 1 < count;
+        header.fragment_offset = etherparse::IpFragOffset::try_new((number * size / 8) as u16).expect("offset");
+        header.set_payload_len(part.len()).expect("length");
+        header.header_checksum = header.calc_header_checksum();
+        let mut bytes = Vec::new();
+        header.write(&mut bytes).expect("header");
+        bytes.extend(part);
+        bytes
+    };
+    payload.chunks(size).enumerate().map(fragment).collect()
+}
+
+#[test]
+fn fragments_arrive_in_any_order_also_the_last_first() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    let payload: Vec<u8> = (0..8000u32).map(|i| (i % 251) as u8).collect();
+    let whole = udp((plc(), 5000), (web, 53), &payload);
+    for order in 0..3 {
+        let mut parts = fragments(&whole, 1200);
+        match order {
+            0 => {}
+            1 => parts.reverse(),
+            _ => parts.swap(0, 3),
+        }
+        parts.iter().for_each(|part| world.send("factory", part));
+        world.run(Duration::from_millis(100));
+        let mut delivered = world.gateway("cloud").take_delivered();
+        assert_eq!(delivered.len(), parts.len(), "{:?}", world.gateway("cloud").all_drops());
+        let offset = |packet: &Vec<u8>| u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff;
+        delivered.sort_by_key(offset);
+        let joined: Vec<u8> = delivered.iter().flat_map(|packet| &packet[20..]).copied().collect();
+        assert_eq!(&joined[8..], payload);
+        let header = etherparse::UdpHeader::from_slice(&joined).expect("UDP").0;
+        let source: std::net::Ipv4Addr =
+            std::net::Ipv4Addr::new(delivered[0][12], delivered[0][13], delivered[0][14], delivered[0][15]);
+        let right = header.calc_checksum_ipv4_raw(source.octets(), [10, 0, 0, 5], &payload).expect("length");
+        assert_eq!(right, header.checksum);
+    }
+}
+
+#[test]
+fn a_packet_too_large_for_the_tunnel_is_answered_or_fragmented() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    let mut packet = udp((plc(), 5000), (web, 53), &[7; 1450]);
+    world.send("factory", &packet);
+    let answer = world.gateway("factory").take_one();
+    assert_eq!((answer[20], answer[21], &answer[26..28]), (3, 4, &INNER_MTU.to_be_bytes()[..]));
+    packet = fragments(&packet, 8000).remove(0);
+    world.send("factory", &packet);
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.gateway("cloud").take_delivered().len(), 2);
+}

@@ -1,6 +1,7 @@
 //! Flows: a table that remembers a decision per (door, five-tuple) until silence, and the life-cycle of TCP.
 //! It knows nothing of services or policy: whose flow it is, is an opaque number to it.
 
+pub mod fragments;
 mod life;
 mod table;
 mod wheel;

@@ -2,14 +2,21 @@
 //! looked up once and translated once.
 
 use super::outbound::{lowered_mtu, mss};
-use super::{Event, Node, Opener, Output, Reason, reject, traffic};
+use super::{Event, Node, Opener, Output, Reason, datagram, reject, traffic};
 use crate::addr::{Family, PeerId, wire};
+use crate::flow::fragments::{Tail, Verdict};
 use crate::flow::{Direction, Door, FlowId};
 use crate::packet::{self, Kind, Packet};
 use crate::translate;
-use crate::tunnel::Opened;
+use crate::tunnel::{Opened, Transmits};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
+
+/// Where an inbound packet may leave something besides itself.
+struct Back<'a> {
+    transmits: &'a mut Transmits,
+    packets: &'a mut Vec<Vec<u8>>,
+}
 
 impl Node {
     pub(super) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], output: &mut Output, now: Instant) {
@@ -41,7 +48,8 @@ impl Node {
         for index in 0..output.joiner.len() {
             let mut group = output.joiner.group(index);
             let (peer, packets) = (group.peer, group.packets);
-            let deliver = self.inbound(peer, &mut group.packet, packets, &mut output.transmits, now);
+            let mut back = Back { transmits: &mut output.transmits, packets: &mut output.packets };
+            let deliver = self.inbound(peer, &mut group.packet, packets, &mut back, now);
             if deliver {
                 output.joiner.deliver(index);
             }
@@ -49,20 +57,14 @@ impl Node {
     }
 
     /// True when the packet, now in the site's view, is to be delivered.
-    fn inbound(
-        &mut self,
-        peer: PeerId,
-        packet: &mut Packet,
-        packets: u32,
-        transmits: &mut crate::tunnel::Transmits,
-        now: Instant,
-    ) -> bool {
+    fn inbound(&mut self, peer: PeerId, packet: &mut Packet, packets: u32, back: &mut Back, now: Instant) -> bool {
         if packet.head.kind == Kind::IcmpError {
             let taken = self.inbound_error(peer, packet);
             return self.counted(taken, 1);
         }
-        if packet.head.fragment.is_some() {
-            return self.counted(Err(Reason::Fragment), 1);
+        if packet.head.kind == Kind::FragmentTail {
+            let taken = self.inbound_tail(peer, packet, now);
+            return taken.unwrap_or_else(|reason| self.counted(Err(reason), 1));
         }
         let known = self.table.find(Door::Peer(peer), &packet.head.tuple);
         let flow = match known.and_then(|id| self.fresh(id, Direction::Inbound, now)) {
@@ -70,8 +72,12 @@ impl Node {
             None => self.admit_inbound(peer, packet, now),
         };
         match flow {
-            Ok(id) => self.carry_inbound(id, packet, packets, transmits, now),
+            Ok(id) if packet.head.fragment.is_some() => self.inbound_first(id, packet, back, now),
+            Ok(id) => self.carry_inbound(id, packet, packets, back, now),
             Err(refused) => {
+                if let Some(datagram) = datagram(Door::Peer(peer), packet) {
+                    self.fragments.refuse(datagram, now);
+                }
                 self.drops.add(refused.reason, u64::from(packets.saturating_sub(1)));
                 self.deny(Opener::Peer, packet.head.tuple, refused);
                 false
@@ -79,25 +85,56 @@ impl Node {
         }
     }
 
+    /// A first fragment: its tails that came before it follow it.
+    fn inbound_first(&mut self, id: FlowId, packet: &mut Packet, back: &mut Back, now: Instant) -> bool {
+        let Some((peer, site)) = self.table.get(id).map(|flow| (flow.peer, flow.site)) else { return false };
+        let (Some(of), Some(fragment)) = (datagram(Door::Peer(peer), packet), packet.head.fragment) else {
+            return false;
+        };
+        let verdict = Verdict { peer, to: site.reversed() };
+        let Ok(held) = self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) else {
+            return self.counted(Err(Reason::Fragment), 1);
+        };
+        for mut bytes in held {
+            let Ok(mut tail) = Packet::parse(&mut bytes, packet::Offload::default()) else { continue };
+            let carried = self.carry_inbound_tail(&verdict, &mut tail);
+            if self.counted(carried, 1) {
+                back.packets.push(bytes);
+            }
+        }
+        self.carry_inbound(id, packet, 1, back, now)
+    }
+
+    /// Whether the tail, now in the site's view, is to be delivered now.
+    fn inbound_tail(&mut self, peer: PeerId, packet: &mut Packet, now: Instant) -> Result<bool, Reason> {
+        let (Some(of), Some(fragment)) = (datagram(Door::Peer(peer), packet), packet.head.fragment) else {
+            return Err(Reason::Fragment);
+        };
+        match self.fragments.tail(of, fragment, packet.layer4().len(), packet.bytes(), now) {
+            Tail::Pass(verdict) => self.carry_inbound_tail(&verdict, packet).map(|()| true),
+            Tail::Held => Ok(false),
+            Tail::Refused => Err(Reason::Fragment),
+        }
+    }
+
+    fn carry_inbound_tail(&mut self, verdict: &Verdict, packet: &mut Packet) -> Result<(), Reason> {
+        packet.decrement_hops().map_err(|_| Reason::TtlExpired)?;
+        translate::apply(packet, &verdict.to);
+        Ok(())
+    }
+
     fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {
         taken.map_err(|reason| self.drops.add(reason, u64::from(packets))).is_ok()
     }
 
-    fn carry_inbound(
-        &mut self,
-        id: FlowId,
-        packet: &mut Packet,
-        packets: u32,
-        transmits: &mut crate::tunnel::Transmits,
-        now: Instant,
-    ) -> bool {
+    fn carry_inbound(&mut self, id: FlowId, packet: &mut Packet, packets: u32, back: &mut Back, now: Instant) -> bool {
         let Some(flow) = self.table.get(id) else { return false };
         let (peer, site, opened_by) = (flow.peer, flow.site, flow.opened_by);
         if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Inbound {
             return self.counted(Err(Reason::UnrelatedIcmp), packets);
         }
         if packet.decrement_hops().is_err() {
-            self.answer_expired(peer, packet, transmits, now);
+            self.answer_expired(peer, packet, back, now);
             return self.counted(Err(Reason::TtlExpired), packets);
         }
         if !self.record(id, Direction::Inbound, &traffic(packet, packets), now) {
@@ -109,19 +146,13 @@ impl Node {
     }
 
     /// The hop limit ran out here: the caller's site shows our answer as the presence's.
-    fn answer_expired(
-        &mut self,
-        peer: PeerId,
-        packet: &Packet,
-        transmits: &mut crate::tunnel::Transmits,
-        now: Instant,
-    ) {
+    fn answer_expired(&mut self, peer: PeerId, packet: &Packet, back: &mut Back, now: Instant) {
         let agent = wire::service(packet.head.family, wire::AGENT);
         if !self.rejects.take(1, now) {
             return;
         }
         if let Some(answer) = packet::time_exceeded(packet, agent) {
-            let sealed = self.tunnels.seal(peer, &answer, self.inner_mtu(), transmits, now);
+            let sealed = self.tunnels.seal(peer, &answer, self.inner_mtu(), back.transmits, now);
             sealed.unwrap_or_else(|error| self.drops.count(reject::of_seal(error)));
         }
     }

@@ -24,7 +24,8 @@ pub use settings::{PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, ServiceName};
 use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
-use crate::flow::{Direction, Flow, FlowId, Table, Traffic};
+use crate::flow::fragments::{Datagram, Fragments};
+use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
 use crate::packet::{Joiner, Kind, Packet};
 use crate::policy::Bucket;
 use crate::tunnel::{Transmits, Tunnels};
@@ -114,6 +115,7 @@ pub struct Node {
     events_lost: u64,
     flows_opened: u64,
     flows_closed: u64,
+    fragments: Fragments,
     scratch: Box<[u8]>,
     idle: Vec<FlowId>,
 }
@@ -346,6 +348,19 @@ impl Node {
         let site = &self.peer(peer)?.settings.identity.site;
         self.offers.get(site).and_then(|(_, offer)| offer.caller(index))
     }
+}
+
+/// The datagram that a fragment is of.
+fn datagram(door: Door, packet: &Packet) -> Option<Datagram> {
+    let tuple = packet.head.tuple;
+    let fragment = packet.head.fragment?;
+    Some(Datagram {
+        door,
+        source: tuple.source,
+        destination: tuple.destination,
+        protocol: tuple.protocol,
+        id: fragment.id,
+    })
 }
 
 /// What the flow table wants to know of a packet, or of the segments that were joined.

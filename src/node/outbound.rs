@@ -1,7 +1,8 @@
 //! From the site to the network: one packet of the TUN, or a super-packet of it.
 
-use super::{Node, Opener, Output, Reason, reject, traffic};
+use super::{Node, Opener, Output, Reason, datagram, reject, traffic};
 use crate::addr::PeerId;
+use crate::flow::fragments::{Inconsistent, Tail, Verdict};
 use crate::flow::{Direction, Door, FlowId};
 use crate::packet::{self, Kind, Offload, Packet};
 use crate::translate;
@@ -20,8 +21,8 @@ impl Node {
         if packet.head.kind == Kind::IcmpError {
             return self.outbound_error(&mut packet, output, now);
         }
-        if packet.head.fragment.is_some() {
-            return self.drops.count(Reason::Fragment);
+        if packet.head.kind == Kind::FragmentTail {
+            return self.outbound_tail(&mut packet, output, now);
         }
         let known = self.table.find(Door::Site, &packet.head.tuple);
         let flow = match known.and_then(|id| self.fresh(id, Direction::Outbound, now)) {
@@ -29,8 +30,12 @@ impl Node {
             None => self.admit_outbound(&packet, now),
         };
         match flow {
+            Ok(id) if packet.head.fragment.is_some() => self.outbound_first(id, &mut packet, output, now),
             Ok(id) => self.carry_outbound(id, &mut packet, output, now),
             Err(refused) => {
+                if let Some(datagram) = datagram(Door::Site, &packet) {
+                    self.fragments.refuse(datagram, now);
+                }
                 self.reject(&packet, refused.reason, output, now);
                 self.deny(Opener::Site, packet.head.tuple, refused);
             }
@@ -63,6 +68,40 @@ impl Node {
         packet.clamp_mss(mss(packet, mtu));
         translate::apply(packet, &wire);
         self.seal(peer, packet, mtu, output, now);
+    }
+
+    /// A first fragment: its tails that came before it follow it.
+    fn outbound_first(&mut self, id: FlowId, packet: &mut Packet, output: &mut Output, now: Instant) {
+        let (Some(of), Some(fragment)) = (datagram(Door::Site, packet), packet.head.fragment) else { return };
+        let Some(verdict) = self.table.get(id).map(|flow| Verdict { peer: flow.peer, to: flow.wire }) else { return };
+        match self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) {
+            Ok(held) => {
+                self.carry_outbound(id, packet, output, now);
+                for mut bytes in held {
+                    if let Ok(mut tail) = Packet::parse(&mut bytes, Offload::default()) {
+                        self.carry_outbound_tail(&verdict, &mut tail, output, now);
+                    }
+                }
+            }
+            Err(Inconsistent) => self.drops.count(Reason::Fragment),
+        }
+    }
+
+    fn outbound_tail(&mut self, packet: &mut Packet, output: &mut Output, now: Instant) {
+        let (Some(of), Some(fragment)) = (datagram(Door::Site, packet), packet.head.fragment) else { return };
+        match self.fragments.tail(of, fragment, packet.layer4().len(), packet.bytes(), now) {
+            Tail::Pass(verdict) => self.carry_outbound_tail(&verdict, packet, output, now),
+            Tail::Held => {}
+            Tail::Refused => self.drops.count(Reason::Fragment),
+        }
+    }
+
+    fn carry_outbound_tail(&mut self, verdict: &Verdict, packet: &mut Packet, output: &mut Output, now: Instant) {
+        if packet.decrement_hops().is_err() {
+            return self.drops.count(Reason::TtlExpired);
+        }
+        translate::apply(packet, &verdict.to);
+        self.seal(verdict.peer, packet, self.inner_mtu(), output, now);
     }
 
     /// Splits what must be split and seals each part.
