@@ -12,7 +12,7 @@
 //! ```
 
 use crate::agent::{Agent, Config, Key, Peer};
-use crate::{Access, Host, Internet, Lab, Plan, Site};
+use crate::{Access, Host, Internet, Lab, Plan, Shim, Site, Weather};
 use anyhow::Result;
 use std::net::SocketAddr;
 
@@ -27,6 +27,8 @@ pub struct Setup<'a> {
     pub access: Access,
     /// Between the sites.
     pub underlay: crate::Family,
+    /// Of the path from the factories to the cloud.
+    pub weather: Option<Weather>,
     /// Further peers of the cloud.
     pub peers: Vec<Peer>,
     /// YAML of the cloud beside its peers: what it exposes. `{web}` stands for the web host's addresses.
@@ -46,6 +48,7 @@ impl<'a> Setup<'a> {
             factories: 1,
             access: Access::HOME_NAT,
             underlay: crate::Family::V4,
+            weather: None,
             peers: Vec::new(),
             cloud,
             factory,
@@ -71,6 +74,7 @@ pub fn map(service: &str) -> String {
 pub struct World {
     pub cloud: Station,
     pub factories: Vec<Station>,
+    pub shim: Option<Shim>,
     pub internet: Internet,
 }
 
@@ -108,6 +112,13 @@ impl World {
         let cloud = Site::new(lab, "cloud", &plan.cloud_lan, &internet, Access::Direct)?;
         let (web, cloud_neighbour) = (cloud.host(lab, "web", 5)?, cloud.host(lab, "neighbour", 6)?);
         let endpoint: SocketAddr = (cloud.uplink.address(setup.underlay), PORT).into();
+        let shim = |weather| {
+            // The internet's own end of the cloud's link stands for the cloud.
+            let at = SocketAddr::from(([203, 0, 113, 1], PORT));
+            Shim::start(&internet.namespace, at, endpoint, weather)
+        };
+        let shim = setup.weather.map(shim).transpose()?;
+        let called = shim.as_ref().map_or(endpoint, |shim| shim.address);
         let cloud_key = Key::new()?;
         let mut cloud_config = Config {
             site: "cloud".to_owned(),
@@ -130,7 +141,7 @@ impl World {
                 peers: vec![Peer {
                     site: "cloud".to_owned(),
                     public_key: cloud_key.public(),
-                    endpoint: Some(endpoint),
+                    endpoint: Some(called),
                     keepalive_seconds: Some(KEEPALIVE_SECONDS),
                     rest: String::new(),
                 }],
@@ -144,7 +155,7 @@ impl World {
             let agent = Agent::start(lab, &site.gateway, config, key)?;
             Ok(Station { agent, site, host, neighbour })
         };
-        Ok(Self { cloud, factories: factories.into_iter().map(start).collect::<Result<_>>()?, internet })
+        Ok(Self { cloud, factories: factories.into_iter().map(start).collect::<Result<_>>()?, shim, internet })
     }
 }
 

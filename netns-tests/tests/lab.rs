@@ -6,10 +6,11 @@
 //! ```
 
 use anyhow::{Result, ensure};
+use netns_tests::hostile::Hostile;
 use netns_tests::server::Content;
 use netns_tests::{
-    Access, Capture, Families, Family, Filtering, Internet, Lab, Mapping, Plan, Shim, Site, TcpServer, UdpEcho,
-    Weather, capture, story, wait_for,
+    Access, Capture, Families, Family, Filtering, Internet, Key, Lab, Mapping, Plan, Process, Shim, Site, TcpServer,
+    UdpEcho, Weather, capture, craft, story, wait_for,
 };
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -126,7 +127,7 @@ fn nothing_of_a_dropped_lab_is_left() -> Result<()> {
     let directory = lab.directory().to_owned();
     let machine = lab.namespace("machine")?;
     let name = machine.name().to_owned();
-    let _sleeper = netns_tests::Process::start_line(&lab, &machine, "sleep 1000")?;
+    let _sleeper = Process::start_line(&lab, &machine, "sleep 1000")?;
     drop(lab);
     ensure!(!directory.exists() && !std::path::Path::new("/run/netns").join(name).exists());
     Ok(())
@@ -192,6 +193,40 @@ fn a_scan_finds_every_open_port_and_no_other() {
             drop(servers);
             ensure!(other.namespace.scan(address, ports)?.is_empty());
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_hostile_peer_speaks_wireguard_and_sends_what_it_likes() {
+    story(|lab| {
+        let (internet, cloud, _factory) = sites(lab, Access::HOME_NAT)?;
+        let (agent, peer) = (Key::new()?, Key::new()?);
+        let interface = format!("wg{}", std::process::id());
+        let _wireguard = Process::start_line(lab, &cloud.gateway, &format!("wireguard-go -f {interface}"))?;
+        let file = lab.directory().join("key");
+        agent.write(&file)?;
+        let set = format!(
+            "wg set {interface} listen-port 51820 private-key {} peer {} allowed-ips 198.19.0.0/16",
+            file.display(),
+            peer.public()
+        );
+        wait_for("wireguard-go", || cloud.gateway.sh(&set).map(Some))?;
+        cloud.gateway.ip(&format!("addr add 198.18.0.2/15 dev {interface}\nlink set {interface} up"))?;
+
+        let machine = lab.namespace("mallory")?;
+        internet.connect(&machine)?;
+        let endpoint = SocketAddr::from((cloud.uplink.v4, 51820));
+        let mut mallory = Hostile::connect(&machine, &peer, &agent.public(), endpoint)?;
+        let (caller, service) = ([198, 19, 0, 7].into(), [198, 18, 0, 2].into());
+        mallory.send(&craft::icmp(caller, service, (8, 0), 0x0001_0001, b"hello"))?;
+        let answer = mallory.receive("the answer", |packet| packet[20] == 0)?;
+        ensure!(answer.ends_with(b"hello"));
+        // To a port where nothing listens: both right enough to be answered.
+        mallory.send(&craft::udp((caller, 9), (service, 9), b"hello"))?;
+        mallory.receive("port unreachable", |packet| packet[20..22] == [3, 3])?;
+        mallory.send(&craft::tcp((caller, 9), (service, 9), craft::SYN, b""))?;
+        mallory.receive("a reset", |packet| packet[9] == craft::TCP && packet[33] & 4 != 0)?;
         Ok(())
     });
 }
