@@ -30,8 +30,10 @@ const AUTHORITY: &str = "http://agent.invalid";
 const OFFERS: &str = "/vp.control.v1.Control/Offers";
 const HEADER_BYTES_MAX: u32 = 8 * 1024;
 const AGENT: &str = concat!("virtual-presence/", env!("CARGO_PKG_VERSION"));
-/// For the TCP handshake, for the headers, and for the first offer.
+/// For the TCP handshake, and for each answer of the channel.
 const STEP_SECONDS_MAX: u64 = 10;
+/// A large offer takes its time on a poor path; a peer that is gone is noticed by TCP, long before.
+const FIRST_OFFER_SECONDS_MAX: u64 = 60;
 /// Between attempts, doubled each time up to the second.
 const RETRY_MS: u64 = 250;
 const RETRY_MS_MAX: u64 = 15_000;
@@ -50,6 +52,8 @@ pub struct Client<L> {
     /// For the operator's own questions; none while the channel is closed.
     pub channel: watch::Sender<Option<ControlClient<Channel>>>,
     pub jitter: u64,
+    /// Why the last offer was refused, if it was: said once, not at every attempt.
+    pub refused: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +78,7 @@ impl<L: Link> Client<L> {
             let mut had_offer = false;
             let Err(ended) = self.session(wire, &mut had_offer).await;
             if matches!(&ended, Ended::Status(status) if status.code() == Code::OutOfRange) {
-                self.refuse(Refusal::TooLarge);
+                self.refuse(Refusal::TooLarge.to_string());
             }
             if self.channel.send_replace(None).is_some() {
                 self.notices.tell(Notice::Closed(self.peer));
@@ -93,7 +97,8 @@ impl<L: Link> Client<L> {
     async fn session(&mut self, wire: &Wire, had_offer: &mut bool) -> Result<std::convert::Infallible, Ended> {
         let channel = self.open(wire).await?;
         let mut offers = self.ask_for_offers(channel.clone()).await?;
-        let mut next = within_step(offers.message()).await??.ok_or(Ended::Closed)?;
+        let first = timeout(Duration::from_secs(FIRST_OFFER_SECONDS_MAX), offers.message()).await;
+        let mut next = first.map_err(|_| Ended::Silent)??.ok_or(Ended::Closed)?;
         let _ = self.channel.send_replace(Some(ControlClient::new(channel)));
         self.notices.tell(Notice::Opened(self.peer));
         loop {
@@ -106,7 +111,7 @@ impl<L: Link> Client<L> {
                     *had_offer = true;
                     self.take(offer).await
                 }
-                Err(refusal) => self.refuse(refusal),
+                Err(refusal) => self.refuse(refusal.to_string()),
             };
             sleep(pause).await;
             next = offers.message().await?.ok_or(Ended::Closed)?;
@@ -134,18 +139,19 @@ impl<L: Link> Client<L> {
         let per_service = TAKEN_PAUSE_A_SERVICE * u32::try_from(services).unwrap_or(u32::MAX);
         match self.link.set_offer(self.peer, offer).await {
             Ok(()) => {
+                self.refused = None;
                 self.notices.tell(Notice::OfferTaken { peer: self.peer, services });
                 TAKEN_PAUSE + per_service
             }
-            Err(error) => {
-                self.notices.tell(Notice::OfferRefused { peer: self.peer, reason: error.to_string() });
-                REFUSED_PAUSE + per_service
-            }
+            Err(error) => self.refuse(error.to_string()) + per_service,
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal) -> Duration {
-        self.notices.tell(Notice::OfferRefused { peer: self.peer, reason: refusal.to_string() });
+    fn refuse(&mut self, reason: String) -> Duration {
+        if self.refused.as_ref() != Some(&reason) {
+            self.refused = Some(reason.clone());
+            self.notices.tell(Notice::OfferRefused { peer: self.peer, reason });
+        }
         REFUSED_PAUSE
     }
 

@@ -215,7 +215,7 @@ impl<L: Link> Control<L> {
         let changes = Arc::new(watch::Sender::default());
         let hurry = Arc::new(Notify::new());
         let (link, notices) = (self.shared.link.clone(), self.shared.notices.clone());
-        let client = Client { peer, link, notices, channel, jitter: seed | 1 };
+        let client = Client { peer, link, notices, channel, jitter: seed | 1, refused: None };
         let task = run(client, taken, changes.clone(), hurry.clone(), seed);
         Peer { packets, changes, hurry, channel: open, task: tokio::spawn(task) }
     }

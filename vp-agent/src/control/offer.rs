@@ -285,3 +285,180 @@ fn write_service(service: OfferedService) -> proto::Service {
         health: health.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::str::FromStr;
+
+    fn service(name: &str, index: u32, host_bits: u32) -> proto::Service {
+        let tcp = proto::Protocol::Tcp.into();
+        proto::Service {
+            name: name.to_owned(),
+            index,
+            host_bits,
+            ipv4: true,
+            ports: vec![proto::Ports { protocol: tcp, first: 80, last: 80 }],
+            ..proto::Service::default()
+        }
+    }
+
+    fn read_all(services: Vec<proto::Service>) -> Result<Offer, Refusal> {
+        read(&proto::Offer { version: VERSION, services, callers: Vec::new() }.encode_to_vec())
+    }
+
+    /// What is said of an offer of one good service and this one.
+    fn refusal(bad: proto::Service) -> String {
+        read_all(vec![service("good", 2, 0), bad]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_offer_is_the_same_there_and_back() {
+        let ports = ["tcp/80", "udp/5000-5010", "icmp"].map(|text| PortRange::from_str(text).unwrap()).to_vec();
+        let labels = BTreeMap::from([("owner".to_owned(), "Käthe".to_owned())]);
+        let name = Name::new("web").unwrap();
+        let web =
+            OfferedService { name, index: 16, host_bits: 4, ipv4: true, ipv6: true, ports, labels, healthy: false };
+        let caller = |index, name| NamedCaller { index, name: Name::new(name).unwrap() };
+        // Two hosts of one name.
+        let offer = Offer { services: vec![web], callers: vec![caller(2, "plc"), caller(9, "plc")] };
+        assert_eq!(read(&to_message(offer.clone()).encode_to_vec()), Ok(offer));
+        assert_eq!(read(&to_message(Offer::default()).encode_to_vec()), Ok(Offer::default()));
+    }
+
+    #[test]
+    fn fields_of_a_later_version_are_ignored() {
+        let mut message = to_message(Offer::default()).encode_to_vec();
+        // Field 99: bytes, fixed64 and a group.
+        message.extend([0x9a, 0x06, 2, 0xff, 0xff, 0x99, 0x06, 1, 2, 3, 4, 5, 6, 7, 8, 0x9b, 0x06, 0x9c, 0x06]);
+        assert_eq!(read(&message), Ok(Offer::default()));
+        let mut later = service("web", 2, 0);
+        later.health = 77;
+        assert!(read_all(vec![later]).unwrap().services[0].healthy);
+    }
+
+    #[test]
+    fn a_version_that_was_not_asked_for_is_refused() {
+        assert_eq!(read(&[]), Err(Refusal::Version(0)));
+        assert_eq!(read(&[0x08, 2]), Err(Refusal::Version(2)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_message_are_refused() {
+        for bytes in
+            [&[0x12, 200][..], &[0x12, 2, 0x0a], &[0x12], &[0x0f], &[0xff; 40], &[0x12, 0xff, 0xff, 0xff, 0xff, 15]]
+        {
+            let refusal = read(bytes).unwrap_err().to_string();
+            assert!(refusal.starts_with("not an offer: "), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_dns_label_and_shown_so_that_it_cannot_lie() {
+        assert!(refusal(service("web.cloud", 3, 0)).starts_with("service \"web.cloud\": a name has"));
+        assert!(refusal(service("", 3, 0)).contains("empty"));
+        let shown = refusal(service("web\n2026 all is well\u{1b}[2J", 3, 0));
+        assert!(is_printable(&shown), "{shown}");
+        assert!(refusal(service(&"x".repeat(100_000), 3, 0)).len() < 200);
+        assert_eq!(refusal(service("good", 3, 0)), "service \"good\": two of this name");
+    }
+
+    #[test]
+    fn wire_indices_are_in_range_aligned_and_taken_once() {
+        for (index, host_bits) in [
+            (0, 0),
+            (1, 0),
+            (0xffff, 0),
+            (0x1_0002, 0),
+            (u32::MAX, 0),
+            (24, 4),
+            (0, 4),
+            (0x8000, 15),
+            (2, 16),
+            (0, 32),
+            (4, u32::MAX),
+        ] {
+            assert!(refusal(service("bad", index, host_bits)).contains("outside"), "{index} {host_bits}");
+        }
+        assert_eq!(refusal(service("bad", 2, 0)), "service \"bad\": wire index 2 belongs to another one already");
+        let with_16 = |others: &[(u32, u32)]| {
+            let others = others.iter().enumerate();
+            let others = others.map(|(n, (index, bits))| service(&format!("other-{n}"), *index, *bits));
+            read_all(std::iter::once(service("block", 16, 4)).chain(others).collect())
+        };
+        for (index, host_bits) in [(16, 0), (31, 0), (16, 4), (24, 3), (16, 3)] {
+            assert!(with_16(&[(index, host_bits)]).is_err(), "{index} {host_bits}");
+        }
+        // A block over one that came before.
+        assert!(read_all(vec![service("a", 20, 0), service("b", 16, 4)]).is_err());
+        assert!(with_16(&[(15, 0), (32, 5), (8, 1), (0x4000, 14), (0xfffe, 0)]).is_ok());
+    }
+
+    #[test]
+    fn ports_are_ranges_of_a_known_protocol_and_never_none() {
+        let bad = |ports: Vec<(i32, u32, u32)>| {
+            let ports = ports.into_iter().map(|(protocol, first, last)| proto::Ports { protocol, first, last });
+            refusal(proto::Service { ports: ports.collect(), ..service("bad", 3, 0) })
+        };
+        assert!(bad(vec![]).ends_with("no ports"));
+        for range in [
+            (1, 0, 0),
+            (1, 0, 9),
+            (1, 9, 8),
+            (1, 80, 65_536),
+            (2, 65_616, 65_616),
+            (3, 0, 1),
+            (3, 8, 8),
+            (0, 80, 80),
+            (9, 80, 80),
+            (-1, 1, 1),
+        ] {
+            assert!(bad(vec![range]).contains("no port range"), "{range:?}");
+        }
+        assert!(bad(vec![(1, 1, 1); PORTS_MAX + 1]).contains("more than"));
+    }
+
+    #[test]
+    fn labels_are_few_short_and_print() {
+        let bad = |labels: Vec<(String, String)>| {
+            refusal(proto::Service { labels: labels.into_iter().collect(), ..service("bad", 3, 0) })
+        };
+        let text = str::to_owned;
+        assert!(bad((0..=LABELS_MAX).map(|n| (n.to_string(), String::new())).collect()).contains("more than"));
+        for (key, value) in [
+            (String::new(), text("v")),
+            ("k".repeat(64), text("v")),
+            (text("k"), "v".repeat(256)),
+            (text("k"), text("a\u{202e}b")),
+            (text("k\r"), text("v")),
+            (text("k"), text("\u{9b}2J")),
+        ] {
+            assert!(bad(vec![(key.clone(), value.clone())]).contains("label"), "{key:?} {value:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_without_a_family_is_refused() {
+        assert!(refusal(proto::Service { ipv4: false, ..service("bad", 3, 0) }).contains("neither"));
+    }
+
+    #[test]
+    fn callers_have_an_index_of_their_own_and_a_name() {
+        let bad = |callers: &[(u32, &str)]| {
+            let callers = callers.iter().map(|(index, name)| proto::Caller { index: *index, name: (*name).to_owned() });
+            let offer = proto::Offer { version: VERSION, services: Vec::new(), callers: callers.collect() };
+            read(&offer.encode_to_vec()).unwrap_err().to_string()
+        };
+        assert!(bad(&[(2, "plc"), (2, "robot")]).starts_with("caller \"robot\": wire index 2 belongs"));
+        assert!(bad(&[(1, "plc")]).contains("outside"));
+        assert!(bad(&[(2, "P L C")]).contains("lower-case"));
+    }
+
+    /// The most entries a message can name: what is kept stays within what there are indices for.
+    #[test]
+    fn a_message_full_of_empty_entries_is_refused_at_the_first() {
+        let mut message = Vec::new();
+        (0..MESSAGE_BYTES_MAX / 2).for_each(|_| message.extend([0x12, 0]));
+        assert!(matches!(read(&message), Err(Refusal::Service { .. })));
+    }
+}

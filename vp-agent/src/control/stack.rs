@@ -18,7 +18,9 @@ const MTU: usize = 1280;
 /// What a peer can hold of this gateway's memory is connections × two buffers. One connection is what an agent needs,
 /// another is for its successor after a restart that the first has not noticed.
 pub const CONNECTIONS_MAX: usize = 4;
-const BUFFER_BYTES: usize = 64 * 1024;
+/// The largest window without scaling (RFC 7323). With scaling smoltcp 0.14 takes the window of its SYN for scaled: a peer
+/// that then sends twice the buffer before it is acknowledged makes it panic.
+const BUFFER_BYTES: usize = 0xffff;
 /// Packets that one turn may send; the rest follows in the next.
 const SEND_QUEUE_PACKETS: usize = 64;
 /// A handshake that takes longer is given up.
@@ -389,5 +391,266 @@ impl phy::TxToken for Sent<'_> {
         let result = write(&mut packet);
         self.0.push(packet);
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smoltcp::wire::{Ipv4Packet, TcpPacket};
+
+    /// splitmix64
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed ^ (mixed >> 27)
+        }
+
+        fn below(&mut self, limit: usize) -> usize {
+            usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
+        }
+    }
+
+    fn exchange(one: &mut Stack, other: &mut Stack, now: Instant) {
+        loop {
+            let (from_one, from_other) = (one.turn(now), other.turn(now));
+            if from_one.is_empty() && from_other.is_empty() {
+                return;
+            }
+            from_one.into_iter().for_each(|packet| other.receive(packet));
+            from_other.into_iter().for_each(|packet| one.receive(packet));
+        }
+    }
+
+    fn established(one: &mut Stack, other: &mut Stack, now: Instant) -> (Key, Key) {
+        let calling = one.connect().unwrap();
+        exchange(one, other, now);
+        (calling, other.accept().unwrap())
+    }
+
+    fn mend(packet: &mut [u8]) {
+        let Ok(mut ip) = Ipv4Packet::new_checked(packet) else { return };
+        ip.fill_checksum();
+        if let Ok(mut tcp) = TcpPacket::new_checked(ip.payload_mut()) {
+            tcp.fill_checksum(&CALLER.into(), &SERVICE.into());
+        }
+    }
+
+    /// A peer's first packet, from a port of its choice.
+    fn call_from(port: u16) -> Vec<u8> {
+        let mut stack = Stack::new(3, Instant::ZERO);
+        stack.connect().unwrap();
+        let mut packet = stack.turn(Instant::ZERO).remove(0);
+        packet[20..22].copy_from_slice(&port.to_be_bytes());
+        mend(&mut packet);
+        packet
+    }
+
+    #[test]
+    fn both_agents_call_and_are_called_on_one_tunnel() {
+        let (mut a, mut b) = (Stack::new(1, Instant::ZERO), Stack::new(2, Instant::ZERO));
+        let (at_a, at_b) = established(&mut a, &mut b, Instant::ZERO);
+        let (back_at_b, back_at_a) = established(&mut b, &mut a, Instant::ZERO);
+        a.socket(at_a).send_slice(b"to b").unwrap();
+        b.socket(back_at_b).send_slice(b"to a").unwrap();
+        exchange(&mut a, &mut b, Instant::ZERO);
+        let mut read = [0; 4];
+        b.socket(at_b).recv_slice(&mut read).unwrap();
+        assert_eq!(&read, b"to b");
+        a.socket(back_at_a).recv_slice(&mut read).unwrap();
+        assert_eq!(&read, b"to a");
+    }
+
+    #[test]
+    fn half_open_calls_are_bounded_and_given_up() {
+        let mut stack = Stack::new(1, Instant::ZERO);
+        for port in 1000..2000 {
+            stack.receive(call_from(port));
+            stack.turn(Instant::ZERO);
+            assert!(stack.called.connections.len() <= CONNECTIONS_MAX);
+        }
+        assert!(stack.accept().is_none());
+        let later = Instant::ZERO + Duration::from_secs(HALF_OPEN_SECONDS_MAX + 1);
+        stack.turn(later);
+        stack.turn(later);
+        assert_eq!(stack.called.connections.len(), 1, "only one that listens is left");
+        established(&mut Stack::new(2, later), &mut stack, later);
+    }
+
+    #[test]
+    fn a_call_taken_back_frees_its_place() {
+        let mut stack = Stack::new(1, Instant::ZERO);
+        for port in 1000..1100 {
+            let mut packet = call_from(port);
+            stack.receive(packet.clone());
+            stack.turn(Instant::ZERO);
+            // The reset of what it called: the next sequence number, flag RST.
+            let sequence = u32::from_be_bytes(packet[24..28].try_into().unwrap()).wrapping_add(1);
+            packet[24..28].copy_from_slice(&sequence.to_be_bytes());
+            packet[33] = 0x04;
+            mend(&mut packet);
+            stack.receive(packet);
+            stack.turn(Instant::ZERO);
+            assert_eq!(stack.called.connections.len(), 1, "port {port}");
+        }
+    }
+
+    #[test]
+    fn packets_that_are_not_between_the_agents_are_dropped() {
+        let mut stack = Stack::new(1, Instant::ZERO);
+        for (source, destination) in
+            [([10, 0, 0, 1], [198, 18, 0, 1]), ([198, 18, 0, 1], [198, 18, 0, 1]), ([198, 19, 0, 1], [198, 18, 0, 2])]
+        {
+            let mut packet = call_from(1000);
+            packet[12..16].copy_from_slice(&source);
+            packet[16..20].copy_from_slice(&destination);
+            mend(&mut packet);
+            stack.receive(packet);
+        }
+        stack.receive(Vec::new());
+        stack.receive(vec![0x45; 19]);
+        assert!(stack.turn(Instant::ZERO).is_empty());
+    }
+
+    #[test]
+    fn closed_connections_leave_nothing_behind() {
+        let (mut a, mut b) = (Stack::new(1, Instant::ZERO), Stack::new(2, Instant::ZERO));
+        for second in 0..50 {
+            let now = Instant::from_secs(second);
+            let (at_a, at_b) = established(&mut a, &mut b, now);
+            a.release(at_a, now);
+            exchange(&mut a, &mut b, now);
+            b.release(at_b, now);
+            exchange(&mut a, &mut b, now);
+            assert_eq!((a.calling.connections.len(), b.called.connections.len()), (0, 1));
+        }
+    }
+
+    #[test]
+    fn a_connection_nobody_answers_ends() {
+        let (mut a, mut b) = (Stack::new(1, Instant::ZERO), Stack::new(2, Instant::ZERO));
+        let (at_a, at_b) = established(&mut a, &mut b, Instant::ZERO);
+        for second in 0..60 {
+            // The keepalives of an idle connection hold it.
+            exchange(&mut a, &mut b, Instant::from_secs(second));
+        }
+        assert_eq!(a.socket(at_a).state(), State::Established);
+        for second in 60..75 {
+            a.turn(Instant::from_secs(second));
+        }
+        assert_eq!(a.socket(at_a).state(), State::Closed);
+        // To the other one, the first's successor is a stranger: it says so when it hears the next keepalive.
+        let mut successor = Stack::new(5, Instant::from_secs(61));
+        exchange(&mut b, &mut successor, Instant::from_secs(64));
+        assert_eq!(b.socket(at_b).state(), State::Closed);
+    }
+
+    #[test]
+    fn a_peer_that_sends_more_than_the_window_loses_the_rest() {
+        let mut stack = Stack::new(1, Instant::ZERO);
+        let mut packet = call_from(1000);
+        stack.receive(packet.clone());
+        let answer = stack.turn(Instant::ZERO).remove(0);
+        let next = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap()).wrapping_add(1);
+        let (mut sequence, acknowledged) = (next(&packet[24..28]), next(&answer[24..28]));
+        // An ACK without options and with 1,200 bytes, 100 times in one turn.
+        packet.truncate(40);
+        packet.resize(1240, 0x5a);
+        packet[2..4].copy_from_slice(&1240_u16.to_be_bytes());
+        packet[28..32].copy_from_slice(&acknowledged.to_be_bytes());
+        packet[32..34].copy_from_slice(&[0x50, 0x10]);
+        for _ in 0..100 {
+            packet[24..28].copy_from_slice(&sequence.to_be_bytes());
+            mend(&mut packet);
+            stack.receive(packet.clone());
+            sequence = sequence.wrapping_add(1200);
+        }
+        stack.turn(Instant::ZERO);
+        let key = stack.accept().unwrap();
+        assert_eq!(stack.socket(key).recv_queue(), BUFFER_BYTES);
+    }
+
+    /// Whatever a peer sends in place of TCP: no panic, no unbounded memory, no endless turn.
+    #[test]
+    fn no_packet_of_a_peer_does_harm() {
+        let mut random = Random(7);
+        for round in 0..300 {
+            let mut now = Instant::from_secs(1);
+            let (mut good, mut target) = (Stack::new(round, now), Stack::new(round + 1000, now));
+            let mut held = Vec::new();
+            let mut seen: Vec<Vec<u8>> = Vec::new();
+            for _ in 0..400 {
+                now += Duration::from_millis(random.next() % 700);
+                act(&mut good, &mut target, &mut held, &mut random, now);
+                let (from_good, from_target) = (good.turn(now), target.turn(now));
+                assert!(from_target.len() <= 2 * SEND_QUEUE_PACKETS);
+                from_target.into_iter().for_each(|packet| good.receive(packet));
+                for packet in from_good {
+                    seen.push(packet.clone());
+                    if random.below(8) > 0 {
+                        target.receive(packet);
+                    }
+                }
+                if !seen.is_empty() {
+                    let mut packet = seen[random.below(seen.len())].clone();
+                    spoil(&mut packet, &mut random);
+                    target.receive(packet);
+                }
+                assert!(target.called.connections.len() <= CONNECTIONS_MAX);
+            }
+        }
+    }
+
+    /// Something an agent could do, on either side.
+    fn act(good: &mut Stack, target: &mut Stack, held: &mut Vec<Key>, random: &mut Random, now: Instant) {
+        let mut buffer = [0; 3000];
+        match random.below(8) {
+            0 => drop(good.connect()),
+            1 => held.extend(target.connect()),
+            2 => held.extend(target.accept()),
+            3 if !held.is_empty() => target.release(held.swap_remove(random.below(held.len())), now),
+            4 if !held.is_empty() => {
+                let key = held[random.below(held.len())];
+                let bytes = random.below(buffer.len());
+                let _ = target.socket(key).send_slice(&buffer[..bytes]);
+            }
+            5 if !held.is_empty() => {
+                let key = held[random.below(held.len())];
+                let _ = target.socket(key).recv_slice(&mut buffer);
+            }
+            6 if !held.is_empty() => target.socket(held[random.below(held.len())]).close(),
+            _ => {
+                let keys: Vec<SocketHandle> = good.calling.connections.keys().copied().collect();
+                for handle in keys {
+                    let _ = good.calling.sockets.get_mut::<Socket<'_>>(handle).send_slice(&buffer[..700]);
+                }
+            }
+        }
+    }
+
+    fn spoil(packet: &mut Vec<u8>, random: &mut Random) {
+        for _ in 0..=random.below(3) {
+            let at = random.below(packet.len());
+            match random.below(8) {
+                // Flags, window and header length are where the state machine looks.
+                0 if packet.len() > 33 => packet[33] = u8::try_from(random.below(256)).unwrap(),
+                1 if packet.len() > 36 => packet[34 + random.below(2)] = u8::try_from(random.below(256)).unwrap(),
+                2 if packet.len() > 32 => packet[32] = u8::try_from(random.below(256)).unwrap(),
+                // Sequence and acknowledgement numbers, near and far.
+                3 if packet.len() > 32 => packet[24 + random.below(8)] ^= 1 << random.below(8),
+                4 if packet.len() > 32 => packet[27 + 4 * random.below(2)] = u8::try_from(random.below(256)).unwrap(),
+                5 => packet.truncate(at.max(1)),
+                6 => packet.extend(std::iter::repeat_n(0x5a, random.below(600))),
+                _ => packet[at] = u8::try_from(random.below(256)).unwrap(),
+            }
+        }
+        let length = u16::try_from(packet.len()).unwrap();
+        if random.below(4) > 0 && packet.len() > 20 {
+            packet[2..4].copy_from_slice(&length.to_be_bytes());
+        }
+        mend(packet);
     }
 }

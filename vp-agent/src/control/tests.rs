@@ -4,7 +4,7 @@ use super::*;
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use vp::addr::{Name, PortRange};
+use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
 use vp::node::OfferError;
 
@@ -19,7 +19,10 @@ struct Weather {
     jitter_ms: u64,
 }
 
+const STORM: Weather = Weather { lost_percent: 10, delay_ms: 20, jitter_ms: 60 };
 const FAIR: Weather = Weather { lost_percent: 0, delay_ms: 1, jitter_ms: 0 };
+
+type Far = Arc<dyn Fn(Vec<u8>) + Send + Sync>;
 
 /// A gateway without a node.
 struct Site {
@@ -32,8 +35,8 @@ struct Site {
     weather: Mutex<Weather>,
     random: Mutex<Peers>,
     sent: AtomicU64,
-    /// The agent at the other end; none while it is down.
-    far: Mutex<Option<Control<TestLink>>>,
+    /// Takes packets at the other end; none while nobody is there.
+    far: Mutex<Option<Far>>,
 }
 
 #[derive(Clone)]
@@ -60,7 +63,7 @@ impl Link for TestLink {
                 tokio::time::sleep(Duration::from_millis(delay)).await;
                 let far = site.far.lock().unwrap().clone();
                 if let Some(far) = far {
-                    far.handle_event(&Event::Control { peer: PEER, packet });
+                    far(packet);
                 }
             });
         }
@@ -114,6 +117,11 @@ impl Agent {
         Self { site, control, notices }
     }
 
+    fn far(&self) -> Far {
+        let control = self.control.clone();
+        Arc::new(move |packet| control.handle_event(&Event::Control { peer: PEER, packet }))
+    }
+
     fn offers(&self, offer: Offer) {
         *self.site.offer.lock().unwrap() = offer;
         self.control.handle_event(&Event::OfferChanged(PEER));
@@ -138,16 +146,52 @@ impl Agent {
         };
         timeout(Duration::from_secs(120), heard).await.expect("was not told")
     }
+
+    async fn refuses(&mut self) -> String {
+        match self.hears(|notice| matches!(notice, Notice::OfferRefused { .. })).await {
+            Notice::OfferRefused { reason, .. } => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn weather(&self, weather: Weather) {
+        *self.site.weather.lock().unwrap() = weather;
+    }
+
+    fn sent(&self) -> u64 {
+        self.site.sent.load(Ordering::Relaxed)
+    }
+}
+
+/// The agent stops without a word and starts again, knowing nothing.
+fn restart(agent: &mut Agent, other: &Agent, seed: u64) {
+    agent.control.handle_event(&Event::PeerDown(PEER));
+    (agent.control, agent.notices) = Control::start(TestLink(agent.site.clone()), seed);
+    *other.site.far.lock().unwrap() = Some(agent.far());
+    agent.control.handle_event(&Event::PeerUp(PEER));
 }
 
 /// Two agents that are up for each other.
 fn pair(a: Site, b: Site) -> (Agent, Agent) {
     let (a, b) = (Agent::new(a, 1), Agent::new(b, 2));
-    *a.site.far.lock().unwrap() = Some(b.control.clone());
-    *b.site.far.lock().unwrap() = Some(a.control.clone());
+    *a.site.far.lock().unwrap() = Some(b.far());
+    *b.site.far.lock().unwrap() = Some(a.far());
     a.control.handle_event(&Event::PeerUp(PEER));
     b.control.handle_event(&Event::PeerUp(PEER));
     (a, b)
+}
+
+/// A peer's TCP without an agent on top.
+fn bare_peer(of: &Agent) -> (Arc<Wire>, JoinHandle<()>) {
+    let wire = Arc::new(Wire::new(9));
+    let site = Site::new(9);
+    *site.far.lock().unwrap() = Some(of.far());
+    let (packets, taken) = mpsc::channel(PACKETS_MAX);
+    *of.site.far.lock().unwrap() = Some(Arc::new(move |packet| drop(packets.try_send(packet))));
+    let (link, runner) = (TestLink(Arc::new(site)), wire.clone());
+    let (accepted, _) = mpsc::channel(1);
+    let task = tokio::spawn(async move { runner.run(PEER, &link, taken, accepted, &Notify::new()).await });
+    (wire, task)
 }
 
 fn name(text: &str) -> Name {
@@ -198,4 +242,224 @@ async fn an_offer_with_every_wire_index_arrives() {
     let all = many(65_000);
     b.offers(all.clone());
     a.has(&all).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offer_larger_than_a_message_may_be_is_refused_and_the_old_one_stays() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    let small = many(3);
+    b.offers(small.clone());
+    a.has(&small).await;
+    let mut large = many(65_000);
+    let text = "x".repeat(200);
+    large.services.iter_mut().for_each(|service| drop(service.labels.insert("text".to_owned(), text.clone())));
+    b.offers(large);
+    assert!(a.refuses().await.contains("larger than"));
+    assert_eq!(*a.site.taken.borrow(), Some(small.clone()));
+    b.offers(many(4));
+    a.has(&many(4)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_offer_is_refused_whole_and_the_old_one_stays() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    let good = many(3);
+    b.offers(good.clone());
+    a.has(&good).await;
+    b.offers(offer(&[service("new", 40), service("web", 1)]));
+    assert_eq!(a.refuses().await, "service \"web\": wire index 1 with 0 host bits is outside 2..=65534 or not aligned");
+    assert_eq!(*a.site.taken.borrow(), Some(good.clone()));
+    assert!(a.control.is_open(PEER), "the channel outlives a bad offer");
+    b.offers(many(2));
+    a.has(&many(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn offers_pass_through_loss_delay_and_reordering() {
+    let (a, b) = pair(Site::new(1), Site::new(2));
+    a.weather(STORM);
+    b.weather(STORM);
+    for count in [1, 700, 20, 3000, 0] {
+        a.offers(many(count));
+        b.offers(many(count));
+        a.has(&many(count)).await;
+        b.has(&many(count)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_that_come_faster_than_they_are_taken_become_one() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    a.has(&Offer::default()).await;
+    for count in 1..=500 {
+        b.offers(many(count));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    a.has(&many(500)).await;
+    let mut taken = 0;
+    while let Ok(notice) = a.notices.try_recv() {
+        taken += u32::from(matches!(notice, Notice::OfferTaken { .. }));
+    }
+    assert!(taken < 20, "{taken} offers in half a second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_restarts_in_silence_is_noticed_within_seconds() {
+    let (mut a, mut b) = pair(Site::new(1), Site::new(2));
+    a.offers(many(2));
+    b.has(&many(2)).await;
+    for seed in 3..20 {
+        let start = Instant::now();
+        restart(&mut b, &a, seed);
+        let count = u16::try_from(seed).unwrap();
+        b.offers(many(count));
+        a.offers(many(count));
+        a.has(&many(count)).await;
+        b.has(&many(count)).await;
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        a.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_closes_the_channel_and_its_offer_stays() {
+    let (mut a, mut b) = pair(Site::new(1), Site::new(2));
+    b.offers(many(2));
+    a.has(&many(2)).await;
+    *a.site.far.lock().unwrap() = None;
+    *b.site.far.lock().unwrap() = None;
+    let start = Instant::now();
+    a.hears(|notice| *notice == Notice::Closed(PEER)).await;
+    assert!(start.elapsed() <= Duration::from_secs(11), "{:?}", start.elapsed());
+    assert!(!a.control.is_open(PEER));
+    assert_eq!(*a.site.taken.borrow(), Some(many(2)));
+    // A minute later the way is there again, and nobody says so.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    *a.site.far.lock().unwrap() = Some(b.far());
+    *b.site.far.lock().unwrap() = Some(a.far());
+    b.offers(many(5));
+    a.has(&many(5)).await;
+    b.hears(|notice| *notice == Notice::Closed(PEER)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_comes_up_again_is_called_at_once() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    b.offers(many(2));
+    a.has(&many(2)).await;
+    // What is still on the wire is lost with the tunnel.
+    *a.site.far.lock().unwrap() = None;
+    *b.site.far.lock().unwrap() = None;
+    a.control.handle_event(&Event::PeerDown(PEER));
+    b.control.handle_event(&Event::PeerDown(PEER));
+    a.hears(|notice| *notice == Notice::Closed(PEER)).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let sent = a.sent();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(a.sent(), sent, "nothing is sent to a peer that is away");
+    b.offers(many(3));
+    let start = Instant::now();
+    *a.site.far.lock().unwrap() = Some(b.far());
+    *b.site.far.lock().unwrap() = Some(a.far());
+    b.control.handle_event(&Event::PeerUp(PEER));
+    a.control.handle_event(&Event::PeerUp(PEER));
+    a.has(&many(3)).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_channel_stays_open_and_says_little() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    b.offers(many(2));
+    a.has(&many(2)).await;
+    let sent = a.sent() + b.sent();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    while let Ok(notice) = a.notices.try_recv() {
+        assert_ne!(notice, Notice::Closed(PEER));
+    }
+    let packets = a.sent() + b.sent() - sent;
+    assert!(packets < 3600 * 3, "{packets} in an hour");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stock_peer_is_never_called_nor_answered() {
+    let (a, _b) = pair(Site { is_stock_peer: true, ..Site::new(1) }, Site::new(2));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(a.sent(), 0);
+    assert!(!a.control.is_open(PEER));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_whose_coming_up_was_not_noticed_is_served() {
+    let (a, b) = (Agent::new(Site::new(1), 1), Agent::new(Site::new(2), 2));
+    *a.site.far.lock().unwrap() = Some(b.far());
+    *b.site.far.lock().unwrap() = Some(a.far());
+    b.offers(many(2));
+    a.offers(many(3));
+    a.control.handle_event(&Event::PeerUp(PEER));
+    a.has(&many(2)).await;
+    b.has(&many(3)).await;
+}
+
+#[tokio::test]
+async fn a_probe_finds_what_answers_refuses_and_may_not_be_asked() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let local = Some("127.0.0.1".parse().unwrap());
+    let (mut a, _b) = pair(Site::new(1), Site { target: local, ..Site::new(2) });
+    a.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    let target = |protocol, port| Target { service: name("web"), protocol, port };
+    let probe = a.control.probe(PEER, &target(Protocol::Tcp, port)).await.unwrap();
+    assert_eq!(probe.outcome, ProbeOutcome::Answered);
+    assert!(probe.gateway_round_trip >= Duration::from_millis(2), "{probe:?}");
+    let probe = a.control.probe(PEER, &target(Protocol::Udp, port)).await.unwrap();
+    assert_eq!(probe.outcome, ProbeOutcome::Unspecified);
+    drop(listener);
+    let probe = a.control.probe(PEER, &target(Protocol::Tcp, port)).await.unwrap();
+    assert_eq!(probe.outcome, ProbeOutcome::Refused);
+    // The other way round the service does not exist.
+    let probe = _b.control.probe(PEER, &target(Protocol::Tcp, port)).await;
+    assert!(matches!(probe, Ok(Probe { outcome: ProbeOutcome::NotAllowed, .. })), "{probe:?}");
+    let refused = a.control.probe(PEER, &target(Protocol::Tcp, 0)).await;
+    assert!(matches!(refused, Err(AskError::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_explanation_is_the_far_gateways_own() {
+    let allowed = Site { verdict: Ok("site:factory".to_owned()), ..Site::new(1) };
+    let denied = Site { verdict: Err(Reason::UnknownCaller), ..Site::new(2) };
+    let (mut a, mut b) = pair(allowed, denied);
+    a.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    b.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    let target = Target { service: name("web"), protocol: Protocol::Icmp, port: 0 };
+    assert_eq!(a.control.explain(PEER, &target, None).await, Ok(Err("unknown-caller".to_owned())));
+    assert_eq!(b.control.explain(PEER, &target, Some(9)).await, Ok(Ok("site:factory Some(9)".to_owned())));
+    assert_eq!(b.control.explain(PeerId(8), &target, None).await, Err(AskError::Closed));
+}
+
+/// A peer that speaks TCP but not gRPC, on all the connections it can have, does not keep its own next agent out.
+#[tokio::test(start_paused = true)]
+async fn garbage_on_every_connection_does_no_harm() {
+    let mut a = Agent::new(Site::new(1), 1);
+    a.offers(many(2));
+    let b = Agent::new(Site::new(2), 2);
+    let (hostile, task) = bare_peer(&a);
+    for _ in 0..50 {
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            if let Ok(Ok(mut connection)) = timeout(Duration::from_secs(1), hostile.connect()).await {
+                let garbage: Vec<u8> = (0..3000_u16).map(|n| n.wrapping_mul(31).to_be_bytes()[1]).collect();
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut connection, &garbage).await;
+                held.push(connection);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    task.abort();
+    *a.site.far.lock().unwrap() = Some(b.far());
+    *b.site.far.lock().unwrap() = Some(a.far());
+    b.control.handle_event(&Event::PeerUp(PEER));
+    b.has(&many(2)).await;
+    a.has(&Offer::default()).await;
+    assert!(a.notices.try_recv().is_ok(), "and is called by the other");
 }
