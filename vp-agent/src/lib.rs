@@ -1,5 +1,6 @@
 //! The gateway daemon's parts, as a library: what the binary runs, tests and fuzz targets can run too.
 
+pub mod config;
 pub mod control;
 pub mod dataplane;
 mod link;
