@@ -1,0 +1,72 @@
+//! The verbs: one file each, with its arguments, its question to the agent and what it shows.
+
+mod audit;
+mod check;
+mod completions;
+mod doctor;
+mod explain;
+mod expose;
+mod flows;
+mod key;
+mod man;
+mod map;
+mod ping;
+mod reload;
+mod services;
+mod status;
+mod unexpose;
+mod unmap;
+mod whois;
+
+use crate::Outcome;
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::render::Screen;
+use clap::{Command, Subcommand};
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    Map(map::Map),
+    Unmap(unmap::Unmap),
+    Expose(expose::Expose),
+    Unexpose(unexpose::Unexpose),
+    Services(services::Services),
+    Status(status::Status),
+    Flows(flows::Flows),
+    Whois(whois::Whois),
+    Ping(ping::Ping),
+    Explain(explain::Explain),
+    Audit(audit::Audit),
+    Doctor(doctor::Doctor),
+    Key(key::Key),
+    Check(check::Check),
+    Reload(reload::Reload),
+    Completions(completions::Completions),
+    #[command(hide = true)]
+    Man(man::Man),
+}
+
+impl Verb {
+    /// `whole` builds the description of the whole command line, for the verbs that print it.
+    pub fn run(self, client: &Client, screen: &Screen, whole: fn() -> Command) -> Result<Outcome, Failure> {
+        match self {
+            Self::Map(verb) => verb.run(client, screen),
+            Self::Unmap(verb) => verb.run(client, screen),
+            Self::Expose(verb) => verb.run(client, screen),
+            Self::Unexpose(verb) => verb.run(client, screen),
+            Self::Services(verb) => verb.run(client, screen),
+            Self::Status(verb) => verb.run(client, screen),
+            Self::Flows(verb) => verb.run(client, screen),
+            Self::Whois(verb) => verb.run(client, screen),
+            Self::Ping(verb) => verb.run(client, screen),
+            Self::Explain(verb) => verb.run(client, screen),
+            Self::Audit(verb) => verb.run(client, screen),
+            Self::Doctor(verb) => verb.run(client, screen),
+            Self::Key(verb) => verb.run(screen),
+            Self::Check(verb) => verb.run(screen),
+            Self::Reload(verb) => verb.run(client, screen),
+            Self::Completions(verb) => verb.run(screen, whole()),
+            Self::Man(verb) => verb.run(whole()),
+        }
+    }
+}
