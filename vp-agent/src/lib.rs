@@ -4,4 +4,5 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 mod link;
+pub mod netlink;
 pub mod sys;

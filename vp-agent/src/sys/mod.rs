@@ -23,3 +23,11 @@ fn check(result: impl Into<i64>) -> io::Result<i64> {
 pub fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
+
+/// Puts the calling thread, and what it starts, into a new network namespace that ends with it.
+#[cfg(test)]
+pub fn enter_new_network_namespace() {
+    // SAFETY: takes no pointers; it changes nothing but this thread's namespace.
+    let answer = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    check(answer).expect("this test makes a network namespace and needs root");
+}
