@@ -3,8 +3,9 @@
 use crate::addr::{Family, Name, PortRange};
 use std::collections::BTreeMap;
 
-/// As many as there are wire indices.
-pub const OFFER_SERVICES_MAX: usize = 0xfffd;
+/// Far more than a site has (a prefix is one service), and what a `*.site` mapping can take into the pool in one go
+/// without holding packets up for longer than a glitch: 0.1 s, measured.
+pub const OFFER_SERVICES_MAX: usize = 4096;
 
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Offer {

@@ -39,10 +39,10 @@ const RETRY_MS: u64 = 250;
 const RETRY_MS_MAX: u64 = 15_000;
 /// After a refused offer: each is a line in the audit log.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
-/// After an offer was taken, and more for each of its services: applying one holds the data path up, and the peer alone
-/// decides how often it sends one.
+/// After an offer was taken, and more for each of its services: applying one holds packets up (30 us a service where all
+/// of them get a new presence, measured), and the peer alone decides how often it sends one.
 const TAKEN_PAUSE: Duration = Duration::from_millis(100);
-const TAKEN_PAUSE_A_SERVICE: Duration = Duration::from_micros(20);
+const TAKEN_PAUSE_A_SERVICE: Duration = Duration::from_micros(250);
 
 /// One peer's client.
 pub struct Client<L> {

@@ -6,12 +6,12 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use vp::addr::{Name, NameError, PortRange, Protocol, wire};
-use vp::catalogue::{NamedCaller, Offer, OfferedService};
+use vp::catalogue::{NamedCaller, OFFER_SERVICES_MAX, Offer, OfferedService};
 use vp_proto::control as proto;
 
 /// The version of the protocol that this agent speaks.
 pub const VERSION: u32 = 1;
-/// The largest message taken from a peer: an offer that uses every wire index has half of it.
+/// The largest message taken from a peer: a kilobyte for each service that an offer may have.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// More than anyone writes by hand; each is walked when a flow is judged.
 const PORTS_MAX: usize = 256;
@@ -33,6 +33,8 @@ pub enum Refusal {
     TooLarge,
     #[error("version {0} of the control channel was not asked for")]
     Version(u32),
+    #[error("more than {OFFER_SERVICES_MAX} services")]
+    TooManyServices,
     #[error("service {}: {fault}", Shown(.name))]
     Service { name: String, fault: Fault },
     #[error("caller {}: {fault}", Shown(.name))]
@@ -125,7 +127,7 @@ pub fn is_printable(text: &str) -> bool {
     !text.chars().any(|c| c.is_control() || hidden(c))
 }
 
-/// An offer as far as it was read. Every entry takes wire indices of its own, which bounds how many there can be.
+/// An offer as far as it was read. Every caller takes a wire index of its own, which bounds how many there can be.
 #[derive(Default)]
 struct Reader {
     version: u32,
@@ -165,6 +167,9 @@ impl Reader {
         let before = self.blocks.range(..=last).next_back();
         if before.is_some_and(|(_, last_before)| *last_before >= service.index) {
             return Err(refused(Fault::IndexTwice(service.index)));
+        }
+        if self.offer.services.len() >= OFFER_SERVICES_MAX {
+            return Err(Refusal::TooManyServices);
         }
         self.blocks.insert(service.index, last);
         self.offer.services.push(service);
@@ -452,6 +457,14 @@ mod tests {
         assert!(bad(&[(2, "plc"), (2, "robot")]).starts_with("caller \"robot\": wire index 2 belongs"));
         assert!(bad(&[(1, "plc")]).contains("outside"));
         assert!(bad(&[(2, "P L C")]).contains("lower-case"));
+    }
+
+    #[test]
+    fn more_services_than_an_offer_may_have_are_refused() {
+        let many = |count: u32| (0..count).map(|n| service(&format!("s-{n}"), n + 2, 0)).collect();
+        assert_eq!(read_all(many(4096)).unwrap().services.len(), OFFER_SERVICES_MAX);
+        assert_eq!(read_all(many(4097)), Err(Refusal::TooManyServices));
+        assert_eq!(read_all(many(65_000)), Err(Refusal::TooManyServices));
     }
 
     /// The most entries a message can name: what is kept stays within what there are indices for.

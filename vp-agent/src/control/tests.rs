@@ -237,11 +237,17 @@ async fn offers_arrive_both_ways_change_and_are_withdrawn() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_offer_with_every_wire_index_arrives() {
-    let (a, b) = pair(Site::new(1), Site::new(2));
-    let all = many(65_000);
-    b.offers(all.clone());
-    a.has(&all).await;
+async fn the_largest_offer_arrives_and_a_larger_one_is_refused() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    b.offers(many(4096));
+    a.has(&many(4096)).await;
+    for count in [4097, 65_000] {
+        b.offers(many(count));
+        assert_eq!(a.refuses().await, "more than 4096 services");
+        assert_eq!(*a.site.taken.borrow(), Some(many(4096)));
+        b.offers(many(4096));
+        a.hears(|notice| matches!(notice, Notice::OfferTaken { .. })).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
