@@ -272,8 +272,11 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
-/// `0.42 ms`, `12.3 ms`, `250 ms`.
+/// `0.42 ms`, `12.3 ms`, `250 ms`, `1.5 s`.
 pub fn milliseconds(value: f64) -> String {
+    if value >= 1000.0 {
+        return format!("{:.1} s", value / 1000.0);
+    }
     let decimals = if value < 1.0 {
         2
     } else if value < 100.0 {

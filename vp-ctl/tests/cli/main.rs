@@ -1,0 +1,5 @@
+//! The real `vp-ctl` against an agent of a few lines.
+
+mod ends;
+mod fake;
+mod verbs;
