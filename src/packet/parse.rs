@@ -38,10 +38,9 @@ impl<'a> Packet<'a> {
     pub fn parse(bytes: &'a mut [u8], offload: Offload) -> Result<Self, ParseError> {
         let head = Head::parse(bytes)?;
         let bytes = &mut bytes[..head.total_bytes as usize];
-        match (offload.segment_bytes, head.kind) {
-            (Some(_), Kind::Tcp(_) | Kind::Udp) if head.fragment.is_none() => {}
-            (Some(_), _) => return Err(ParseError::Malformed),
-            (None, _) => {}
+        let whole = matches!(head.kind, Kind::Tcp(_) | Kind::Udp) && head.fragment.is_none();
+        if offload != Offload::default() && !whole {
+            return Err(ParseError::Malformed);
         }
         Ok(Self { head, offload, bytes })
     }
