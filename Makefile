@@ -2,7 +2,14 @@
 
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: demo test bench lint build
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+.PHONY: help demo test bench lint build install deb
+
+# The list of these.
+help:
+	@awk '/^# /{text=substr($$0,3)} /^$$/{text=""} /^[a-z]+:/{sub(/:.*/,""); printf "make %-8s %s\n",$$0,text}' Makefile
 
 # A cloud and two factories in network namespaces, all on the same network. Stays up until Ctrl-C on a terminal.
 demo:
@@ -14,6 +21,7 @@ demo:
 test: lint build
 	netns-tests/scripts/test
 
+# Format, clippy and documentation, with warnings denied.
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
@@ -28,3 +36,13 @@ bench:
 	netns-tests/scripts/prepare
 	cargo build --release --workspace --bins --quiet
 	target/release/vp-bench $(BENCH)
+
+# Binaries, unit, man pages, completions and a first configuration, into PREFIX (/usr/local); DESTDIR for packagers.
+install:
+	cargo build --release --locked --quiet -p vp-agent -p vp-ctl
+	packaging/install "$(DESTDIR)" "$(PREFIX)"
+
+# The same as a Debian package in target/.
+deb:
+	cargo build --release --locked --quiet -p vp-agent -p vp-ctl
+	packaging/deb
