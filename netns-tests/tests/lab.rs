@@ -12,7 +12,10 @@ use netns_tests::{
     Access, Capture, Families, Family, Filtering, Internet, Key, Lab, Mapping, Plan, Process, Shim, Site, TcpServer,
     UdpEcho, Weather, capture, craft, story, wait_for,
 };
+use std::fs;
 use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 fn sites(lab: &Lab, access: Access) -> Result<(Internet, Site, Site)> {
@@ -129,7 +132,7 @@ fn nothing_of_a_dropped_lab_is_left() -> Result<()> {
     let name = machine.name().to_owned();
     let _sleeper = Process::start_line(&lab, &machine, "sleep 1000")?;
     drop(lab);
-    ensure!(!directory.exists() && !std::path::Path::new("/run/netns").join(name).exists());
+    ensure!(!directory.exists() && !Path::new("/run/netns").join(name).exists());
     Ok(())
 }
 
@@ -229,4 +232,21 @@ fn a_hostile_peer_speaks_wireguard_and_sends_what_it_likes() {
         mallory.receive("a reset", |packet| packet[9] == craft::TCP && packet[33] & 4 != 0)?;
         Ok(())
     });
+}
+
+#[test]
+fn what_a_killed_run_left_behind_goes_when_the_next_lab_starts() -> Result<()> {
+    // As after kill -9: a lock file that nobody holds, a namespace with a process in it, files.
+    let id = format!("killed{}", std::process::id());
+    let name = format!("vp-{id}-machine");
+    let (lock, files) = (format!("/run/vp-lab/{id}.lock"), std::env::temp_dir().join(format!("vp-lab-{id}")));
+    let _lab = Lab::new()?;
+    fs::create_dir_all(&files)?;
+    let made = Command::new("ip").args(["netns", "add", &name]).status()?;
+    let mut sleeper = Command::new("ip").args(["netns", "exec", &name, "sleep", "1000"]).spawn()?;
+    fs::write(&lock, "")?;
+    let _next = Lab::new()?;
+    ensure!(made.success() && !sleeper.wait()?.success());
+    ensure!(!Path::new("/run/netns").join(name).exists() && !files.exists() && !Path::new(&lock).exists());
+    Ok(())
 }
