@@ -10,17 +10,17 @@
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use netns_tests::world::{expose, map};
-use netns_tests::{Family, Lab, Plan, Setup, TcpServer, World, for_each_plan, nth};
+use netns_tests::{Lab, Plan, Setup, TcpServer, World, for_each_plan, nth};
 use std::net::IpAddr;
 
-for_each_plan!(a_service_on_the_gateways_own_loopback);
+for_each_plan!(a_service_on_the_gateways_own_loopback, v4);
 for_each_plan!(a_port_is_mapped_to_another);
 for_each_plan!(a_prefix_is_mapped_one_to_one);
 for_each_plan!(new_flows_spread_over_backends);
 for_each_plan!(a_pool_in_the_lans_own_network_is_answered_for);
 
 fn a_service_on_the_gateways_own_loopback(lab: &Lab, plan: &Plan) -> Result<()> {
-    let loopback: IpAddr = if plan.family() == Family::V4 { "127.0.0.1".parse()? } else { "::1".parse()? };
+    let loopback: IpAddr = "127.0.0.1".parse()?;
     for source in ["masquerade", "presence"] {
         let lab = if source == "presence" { lab } else { &Lab::new()? };
         let cloud = expose("web", &format!("\"{loopback}\""), "tcp/80", "any", source);
