@@ -8,7 +8,7 @@ mod units;
 
 pub use convert::{exposure, mapping};
 pub use key::{create as create_key, read as read_key};
-pub use raw::{RawExposure, RawMapping, plain};
+pub use raw::{RawExposure, RawLimits, RawMapping, Targets, plain};
 
 use ipnet::IpNet;
 use std::fmt;

@@ -31,3 +31,10 @@ pub fn enter_new_network_namespace() {
     let answer = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     check(answer).expect("this test makes a network namespace and needs root");
 }
+
+/// The user that this process runs as.
+#[must_use]
+pub fn own_user() -> u32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::geteuid() }
+}

@@ -1,0 +1,105 @@
+//! What the agent shows.
+
+use super::Problem;
+use crate::agent::Agent;
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use std::sync::Arc;
+use vp::addr::ServiceName;
+use vp::node::Reason;
+use vp_proto::api;
+
+/// As many flows as one answer has, unless asked for fewer.
+const FLOWS_MAX: usize = 10_000;
+
+type Answer<T> = Result<Json<T>, Problem>;
+
+pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
+    let query = agent.handle.call(|node, _, now| {
+        let settings = node.settings();
+        let pool = settings.pool.prefixes().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let drops = node.drops();
+        let drops = Reason::ALL.iter().map(|reason| (reason.word().to_owned(), drops.of(*reason))).collect();
+        let shown = api::Status {
+            site: settings.site.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: 0,
+            interface: String::new(),
+            listen: String::new(),
+            public_key: String::new(),
+            pool,
+            peers: Vec::new(),
+            presences: node.presences(),
+            callers: node.caller_presences(),
+            services: node.services(),
+            flows: node.flow_table(),
+            drops,
+            health: Vec::new(),
+        };
+        (shown, node.peers(now))
+    });
+    let (mut status, peers) = query.await?;
+    let wanted = agent.wanted.lock().await;
+    status.uptime_seconds = agent.started.elapsed().as_secs();
+    status.interface.clone_from(&wanted.config.interface);
+    status.listen = agent.listen.to_string();
+    status.public_key = STANDARD.encode(agent.public_key);
+    for (id, mut peer) in peers {
+        if peer.control != "none" && agent.control.is_open(id) {
+            "open".clone_into(&mut peer.control);
+        }
+        status.peers.push(peer);
+    }
+    for presence in &mut status.presences {
+        wanted.origin_of_presence(&presence.service).clone_into(&mut presence.origin);
+    }
+    for service in &mut status.services {
+        wanted.origin_of_exposure(&service.name).clone_into(&mut service.origin);
+    }
+    Ok(Json(status))
+}
+
+pub async fn services(State(agent): State<Arc<Agent>>) -> Answer<Vec<api::RemoteService>> {
+    Ok(Json(agent.handle.call(|node, _, _| node.remote_services()).await?))
+}
+
+#[derive(Deserialize)]
+pub struct FlowsQuery {
+    service: Option<String>,
+    limit: Option<usize>,
+}
+
+pub async fn flows(
+    State(agent): State<Arc<Agent>>,
+    query: Result<Query<FlowsQuery>, QueryRejection>,
+) -> Answer<Vec<api::Flow>> {
+    let Query(FlowsQuery { service, limit }) = query?;
+    let limit = limit.unwrap_or(FLOWS_MAX).min(FLOWS_MAX);
+    let site = agent.wanted.lock().await.config.settings.site.clone();
+    let named = |text: String| {
+        // One of this site's own services may be named without its site.
+        let name = if text.contains('.') { text } else { format!("{text}.{site}") };
+        name.parse::<ServiceName>().map_err(|error| Problem::refused(format!("service {name:?}: {error}")))
+    };
+    let service = service.map(named).transpose()?;
+    Ok(Json(agent.handle.call(move |node, _, now| node.flows(service.as_ref(), limit, now)).await?))
+}
+
+#[derive(Deserialize)]
+pub struct WhoisQuery {
+    address: String,
+}
+
+pub async fn whois(
+    State(agent): State<Arc<Agent>>,
+    query: Result<Query<WhoisQuery>, QueryRejection>,
+) -> Answer<api::Whois> {
+    let Query(WhoisQuery { address }) = query?;
+    let expected = |_| Problem::refused(format!("address {address:?}: expected an IPv4 or IPv6 address"));
+    let address = address.parse().map_err(expected)?;
+    Ok(Json(agent.handle.call(move |node, _, _| node.whois(address)).await?))
+}

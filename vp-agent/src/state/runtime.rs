@@ -1,0 +1,88 @@
+//! What vp-ctl mapped and exposed, as it asked for it, and where peers without a configured endpoint were seen last.
+
+use super::{StateDir, StateError, read_own, write_whole};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use vp_proto::api::{ExposeRequest, MapRequest};
+
+const VERSION: u32 = 1;
+const RUNTIME: &str = "runtime.json";
+const ENDPOINTS: &str = "endpoints.json";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    version: u32,
+    pub map: Vec<MapRequest>,
+    pub expose: Vec<ExposeRequest>,
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { version: VERSION, map: Vec::new(), expose: Vec::new() }
+    }
+}
+
+impl Runtime {
+    pub fn load(state: &StateDir) -> Result<Self, StateError> {
+        let runtime: Option<Self> = read_json(&state.file(RUNTIME))?;
+        Ok(runtime.unwrap_or_default())
+    }
+
+    pub fn save(&self, state: &StateDir) -> Result<(), StateError> {
+        write_json(&state.file(RUNTIME), self)
+    }
+}
+
+/// By site. A gateway that was restarted can call a peer behind NAT itself, as long as the NAT still knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Endpoints(pub BTreeMap<String, SocketAddr>);
+
+impl Endpoints {
+    pub fn load(state: &StateDir) -> Result<Self, StateError> {
+        Ok(read_json(&state.file(ENDPOINTS))?.unwrap_or_default())
+    }
+
+    pub fn save(&self, state: &StateDir) -> Result<(), StateError> {
+        write_json(&state.file(ENDPOINTS), self)
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+    let Some(text) = read_own(path)? else { return Ok(None) };
+    let damaged = |error: serde_json::Error| StateError::Damaged {
+        path: path.to_owned(),
+        line: error.line(),
+        message: error.to_string(),
+    };
+    serde_json::from_str(&text).map(Some).map_err(damaged)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
+    let io = |error: serde_json::Error| StateError::Io { path: path.to_owned(), error: error.into() };
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(io)?;
+    bytes.push(b'\n');
+    write_whole(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_mapped_is_there_again_and_damage_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let state = StateDir::open(folder.path()).expect("state");
+        let mut runtime = Runtime::load(&state).expect("none yet");
+        runtime.map.push(MapRequest { service: "web.cloud".to_owned(), ..MapRequest::default() });
+        runtime.save(&state).expect("saved");
+        assert_eq!(Runtime::load(&state).expect("saved"), runtime);
+        let text = std::fs::read_to_string(state.file(RUNTIME)).expect("readable");
+        std::fs::write(state.file(RUNTIME), &text[..text.len() / 2]).expect("writable");
+        assert!(matches!(Runtime::load(&state), Err(StateError::Damaged { .. })));
+    }
+}
