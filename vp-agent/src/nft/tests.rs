@@ -4,9 +4,9 @@ use super::*;
 use crate::netlink::{self, Network};
 use crate::sys::{Tun, enter_new_network_namespace};
 use std::io::IoSlice;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vp::addr::{Limits, Name};
 use vp::catalogue::{Source, Target};
 use vp::packet::virtio;
@@ -106,7 +106,15 @@ fn write_packet(tun: &Tun, from: &str, to: &str) {
     tun.write(&[IoSlice::new(&header), IoSlice::new(&packet)]).unwrap();
 }
 
-use std::net::IpAddr;
+/// Waits for a packet into the tunnel with these addresses.
+fn read_packet(tun: &Tun, from: &str, to: &str) {
+    let (from, to): (Ipv4Addr, Ipv4Addr) = (from.parse().unwrap(), to.parse().unwrap());
+    let (mut read, wanted, deadline) = ([0; 2048], [from.octets(), to.octets()].concat(), Instant::now() + LONG);
+    while !tun.read(&mut read).is_ok_and(|_| read[virtio::HEADER_BYTES + 12..][..8] == wanted) {
+        assert!(Instant::now() < deadline, "no packet from {from} to {to}");
+        std::thread::yield_now();
+    }
+}
 
 fn sender_of_next(socket: &UdpSocket) -> SocketAddr {
     socket.recv_from(&mut [0; 64]).unwrap().1
@@ -170,11 +178,7 @@ fn nobody_but_the_tun_sends_from_a_presence_and_strangers_do_not_reach_one() {
         assert_eq!((packets("spoofed"), packets("elsewhere")), (1, 0));
         send("203.0.113.1:1", "10.0.1.3:7");
         send("10.0.0.5:1", "10.0.1.3:7");
-        let mut read = [0; 2048];
-        let from_host = |bytes: &[u8]| bytes[virtio::HEADER_BYTES + 12..][..8] == [10, 0, 0, 5, 10, 0, 1, 3];
-        while !tun.read(&mut read).is_ok_and(|length| length > 40 && from_host(&read)) {
-            std::thread::yield_now();
-        }
+        read_packet(&tun, "10.0.0.5", "10.0.1.3");
         assert_eq!((packets("spoofed"), packets("elsewhere")), (1, 1));
     });
 }
@@ -197,13 +201,7 @@ fn flows_through_the_gateway_keep_long_timers_even_when_the_table_changes() {
         assert!(seconds_left() > 290);
         firewall.apply(Wanted { own_ports: vec![9107], ..wanted() }).await.unwrap();
         host.run(move || dns.send_to(b"answer", gateway).unwrap());
-        let mut read = [0; 2048];
-        while !tun
-            .read(&mut read)
-            .is_ok_and(|length| length > 40 && read[virtio::HEADER_BYTES + 16..][..4] == [10, 0, 1, 9])
-        {
-            std::thread::yield_now();
-        }
+        read_packet(&tun, "10.0.0.5", "10.0.1.9");
         assert!(seconds_left() > 290);
     });
 }
