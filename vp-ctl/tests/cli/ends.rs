@@ -191,6 +191,7 @@ fn every_verb_has_help_with_an_example_and_a_man_page() {
     let directory = tempfile::tempdir().expect("a directory");
     let said = run(command(Path::new("/nonexistent"), &format!("man {}", directory.path().display())), "");
     assert_eq!((said.error.as_str(), said.code), ("", Some(0)));
+    let readme = include_str!("../../../README.md");
     let whole = run(command(Path::new("/nonexistent"), "--help"), "").out;
     let verbs: Vec<&str> =
         "map unmap expose unexpose services status flows whois ping explain audit doctor key check reload \
@@ -199,6 +200,7 @@ fn every_verb_has_help_with_an_example_and_a_man_page() {
             .collect();
     for verb in verbs {
         assert!(whole.contains(&format!("\n  {verb} ")), "{verb} is not listed");
+        assert!(readme.contains(&format!("| `vp-ctl {verb}")), "{verb} is not in the README");
         let help = run(command(Path::new("/nonexistent"), &format!("{verb} --help")), "").out;
         assert!(help.contains("Example") && help.contains(&format!(" vp-ctl {verb}")), "{help}");
         let page = fs::read_to_string(directory.path().join(format!("vp-ctl-{verb}.1"))).expect("a page");
