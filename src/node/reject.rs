@@ -71,6 +71,7 @@ pub(super) fn of_open(error: OpenError) -> Reason {
     match error {
         OpenError::Malformed => Reason::Malformed,
         OpenError::Replayed => Reason::Replayed,
-        _ => Reason::Unauthentic,
+        OpenError::Unauthentic => Reason::Unauthentic,
+        OpenError::UnderLoad | OpenError::Overload => Reason::Overload,
     }
 }

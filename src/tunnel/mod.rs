@@ -1,39 +1,47 @@
 //! Peers' tunnels: handshakes, sessions, paths, roaming. Wraps boringtun's `Tunn` so that none of its traps shows.
 //!
 //! It never looks into packets and never decides who may send what. Strangers get silence: a datagram is answered only
-//! when it is authentic, or with a cookie under load. One exception to the core's rule: boringtun reads the clock itself
-//! for its handshakes and the age of sessions; everything else here follows `now`.
+//! when it is authentic, or with a cookie under load. An address of a peer is believed only when the peer's latest data,
+//! or its response to us, came from there.
+//!
+//! One exception to the core's rule: boringtun reads the clock itself, for the age of its sessions and of cookies and for
+//! the timestamps in its initiations. Everything here follows `now` and acts before boringtun would; see `peer`. The
+//! timestamps are the wall clock's when the peer was added, and steady from there: setting the clock does not turn them
+//! back, but a restart after it was set back does, and then peers that remember the later ones stay silent to us (not we to
+//! them) until the clock has passed those. Likewise what a peer's last timestamp was is forgotten at a restart and with a
+//! change of its preshared key: a replay of its initiations is then answered once, but never makes a session to send by,
+//! since that takes data only the peer can make.
 
+mod admission;
 mod peer;
+mod queue;
+mod session;
 mod transmit;
 
 pub use transmit::{Batch, Transmits};
 
 use crate::addr::PeerId;
+use admission::Admission;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, Tunn, TunnResult};
-use peer::Peer;
+use boringtun::noise::{Packet, Tunn};
+use peer::{Message, Peer};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// Sessions age and handshakes are tried again by this clock; boringtun wants to be asked at least so often.
+/// How often the peers' timers are looked at; boringtun ends its sessions only when asked about so often.
 const TICK: Duration = Duration::from_millis(250);
-/// Handshakes a second before initiators must prove their address with a cookie (WireGuard paper, section 5.3).
-const HANDSHAKES_PER_SECOND: u64 = 100;
-/// boringtun resets its count only when asked, and only after a second.
-const LIMITER_RESET: Duration = Duration::from_secs(1);
 /// The largest message besides data is the handshake initiation; boringtun panics on smaller buffers.
 const MESSAGE_BYTES_MIN: usize = 148;
 /// Data header, and tag.
 const OVERHEAD_BYTES: usize = 32;
+/// The largest UDP payload, and what it can carry.
+const DATAGRAM_BYTES_MAX: usize = 1 << 16;
+const INNER_BYTES_MAX: usize = 65507 - OVERHEAD_BYTES;
 /// REJECT_AFTER_MESSAGES (WireGuard paper, section 6.1), which boringtun does not enforce.
-const COUNTER_MAX: u64 = u64::MAX - (1 << 13);
-/// REJECT_AFTER_TIME: a session of this age carries nothing any more.
-const SESSION_AGE_MAX: Duration = Duration::from_secs(180);
+const COUNTER_END: u64 = u64::MAX - (1 << 13);
 
 /// How to reach a peer, and its keys.
 #[derive(Clone, PartialEq, Eq)]
@@ -73,6 +81,8 @@ pub enum OpenError {
     Replayed,
     /// Answered with a cookie, or not at all.
     UnderLoad,
+    /// Authentic, but the caller had no room for it.
+    Overload,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,11 +103,21 @@ pub enum TunnelEvent {
     Moved { peer: PeerId, to: SocketAddr },
 }
 
+impl TunnelEvent {
+    fn peer(&self) -> PeerId {
+        match *self {
+            Self::Up(peer) | Self::Down(peer) | Self::Moved { peer, .. } => peer,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TunnelReport {
     pub endpoint: Option<SocketAddr>,
     pub handshake_age: Option<Duration>,
+    /// Of the last handshake that this gateway asked for.
     pub rtt: Option<Duration>,
+    /// Of authentic datagrams with all their headers but UDP's and IP's, as `wg show` counts.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
 }
@@ -106,15 +126,14 @@ pub struct TunnelReport {
 pub struct Tunnels {
     private: StaticSecret,
     public: PublicKey,
-    limiter: RateLimiter,
-    limiter_reset: Instant,
+    admission: Admission,
     peers: BTreeMap<PeerId, Peer>,
     by_key: BTreeMap<[u8; 32], PeerId>,
     /// The receiver index of a session without its lowest byte, which counts the sessions of a peer.
     by_index: BTreeMap<u32, PeerId>,
     events: VecDeque<TunnelEvent>,
     next_tick: Instant,
-    random: u64,
+    random: Random,
     scratch: Box<[u8]>,
 }
 
@@ -129,8 +148,7 @@ impl Tunnels {
     pub fn new(private: StaticSecret, seed: u64, now: Instant) -> Self {
         let public = PublicKey::from(&private);
         Self {
-            limiter: RateLimiter::new(&public, HANDSHAKES_PER_SECOND),
-            limiter_reset: now + LIMITER_RESET,
+            admission: Admission::new(&public, seed, now),
             private,
             public,
             peers: BTreeMap::new(),
@@ -138,12 +156,13 @@ impl Tunnels {
             by_index: BTreeMap::new(),
             events: VecDeque::new(),
             next_tick: now,
-            random: seed | 1,
-            scratch: vec![0; 1 << 16].into(),
+            random: Random(seed | 1),
+            scratch: vec![0; DATAGRAM_BYTES_MAX].into(),
         }
     }
 
-    /// A new peer, or new settings for one. A changed key ends its sessions, a changed endpoint or keepalive does not.
+    /// A new peer, or new settings for one. A changed key, also the preshared one, ends its sessions at once: whoever
+    /// changes a key may have reason not to trust the old one. A changed endpoint or keepalive does not.
     pub fn add(&mut self, peer: PeerId, settings: TunnelSettings, now: Instant) -> Result<(), TunnelError> {
         let public = PublicKey::from(settings.public_key);
         if public == self.public {
@@ -158,26 +177,35 @@ impl Tunnels {
         if let Some(known) = self.peers.get_mut(&peer).filter(|known| known.has_keys_of(&settings)) {
             known.configure(settings);
         } else {
-            self.remove(peer);
+            if self.forget(peer).is_some_and(|old| old.told_up) {
+                self.events.push_back(TunnelEvent::Down(peer));
+            }
             let index = self.free_index();
             self.by_key.insert(settings.public_key, peer);
             self.by_index.insert(index, peer);
-            self.peers.insert(peer, Peer::new(&self.private, &self.public, settings, index, now));
+            let unlimited = self.admission.unlimited();
+            self.peers.insert(peer, Peer::new(&self.private, settings, index, unlimited, now));
         }
         self.next_tick = now;
         Ok(())
     }
 
+    /// Its sessions, what it waited to send and what is still to be told of it end here.
     pub fn remove(&mut self, peer: PeerId) {
-        if let Some(gone) = self.peers.remove(&peer) {
-            self.by_key.remove(gone.public_key());
-            self.by_index.remove(&gone.index);
-        }
+        self.forget(peer);
+        self.events.retain(|event| event.peer() != peer);
+    }
+
+    fn forget(&mut self, peer: PeerId) -> Option<Peer> {
+        let gone = self.peers.remove(&peer)?;
+        self.by_key.remove(gone.public_key());
+        self.by_index.remove(&gone.index);
+        Some(gone)
     }
 
     pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
         if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.endpoint = Some(endpoint);
+            peer.set_endpoint(endpoint);
         }
     }
 
@@ -187,9 +215,10 @@ impl Tunnels {
         self.peers.get(&peer).is_some_and(|peer| peer.endpoint.is_some())
     }
 
+    /// Whether a session exists that the peer proved to hold. As last told by an event.
     #[must_use]
     pub fn is_up(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|peer| peer.is_up)
+        self.peers.get(&peer).is_some_and(|peer| peer.told_up)
     }
 
     /// Seals one inner packet, padded to 16 bytes but not beyond `inner_mtu`; queues it and asks for a session when
@@ -200,12 +229,11 @@ impl Tunnels {
         inner: &[u8],
         inner_mtu: u16,
         transmits: &mut Transmits,
-        _now: Instant,
+        now: Instant,
     ) -> Result<(), SealError> {
-        let Some(peer) = self.peers.get_mut(&peer) else { return Err(SealError::NoPath) };
-        let Some(endpoint) = peer.endpoint else { return Err(SealError::NoPath) };
+        let peer = self.peers.get_mut(&peer).ok_or(SealError::NoPath)?;
         let padded = inner.len().next_multiple_of(16).min(inner.len().max(inner_mtu.into()));
-        if transmits.room() < (padded + OVERHEAD_BYTES).max(MESSAGE_BYTES_MIN) || padded > self.scratch.len() {
+        if padded > INNER_BYTES_MAX {
             return Err(SealError::Overload);
         }
         let source = if padded == inner.len() {
@@ -215,152 +243,104 @@ impl Tunnels {
             self.scratch[inner.len()..padded].fill(0);
             &self.scratch[..padded]
         };
-        match peer.tunn.encapsulate(source, transmits.space()) {
-            TunnResult::WriteToNetwork(datagram) => {
-                let bytes = datagram.len();
-                transmits.commit(endpoint, bytes);
-                Ok(())
-            }
-            TunnResult::Done => Ok(()),
-            TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
-                Err(SealError::NoPath)
-            }
-        }
+        peer.seal(source, transmits, &mut self.random, now)
     }
 
     /// One datagram from the network. What it calls for (a handshake's next message, a cookie, what was queued) goes to
-    /// `transmits`. `into` must be as long as the datagram.
+    /// `transmits`. `into` should be as long as the datagram, and 148 bytes at least; less costs a copy.
     pub fn open(
         &mut self,
         from: SocketAddr,
         datagram: &[u8],
         into: &mut [u8],
         transmits: &mut Transmits,
-        _now: Instant,
+        now: Instant,
     ) -> Opened {
-        let Ok(message) = Tunn::parse_incoming_packet(datagram) else { return Opened::Dropped(OpenError::Malformed) };
-        let peer = match message {
-            Packet::HandshakeInit(_) | Packet::HandshakeResponse(_) => {
-                match self.admit_handshake(from, datagram, transmits) {
-                    Ok(peer) => peer,
-                    Err(error) => return Opened::Dropped(error),
-                }
-            }
-            Packet::PacketCookieReply(ref reply) => self.by_index.get(&(reply.receiver_idx >> 8)).copied(),
-            Packet::PacketData(ref data) => {
-                let counter = datagram.get(8..16).and_then(|c| c.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
-                let peer = self.by_index.get(&(data.receiver_idx >> 8)).copied();
-                peer.filter(|_| counter < COUNTER_MAX)
-            }
-        };
-        let Some(id) = peer else { return Opened::Dropped(OpenError::Unauthentic) };
-        let moves = !matches!(message, Packet::HandshakeInit(_) | Packet::PacketCookieReply(_));
-        self.open_from(id, from, datagram, into, transmits, moves)
+        match self.try_open(from, datagram, into, transmits, now) {
+            Ok((peer, Some(bytes))) => Opened::Packet { peer, bytes },
+            Ok((_, None)) => Opened::Nothing,
+            Err(error) => Opened::Dropped(error),
+        }
     }
 
-    fn open_from(
+    fn try_open(
         &mut self,
-        id: PeerId,
         from: SocketAddr,
         datagram: &[u8],
         into: &mut [u8],
         transmits: &mut Transmits,
-        moves: bool,
-    ) -> Opened {
-        let Some(peer) = self.peers.get_mut(&id) else { return Opened::Dropped(OpenError::Unauthentic) };
-        let enough = into.len() >= datagram.len().max(MESSAGE_BYTES_MIN);
-        let buffer = if enough { &mut *into } else { &mut self.scratch[..] };
-        if buffer.len() < datagram.len().max(MESSAGE_BYTES_MIN) {
-            return Opened::Dropped(OpenError::Malformed);
+        now: Instant,
+    ) -> Result<(PeerId, Option<usize>), OpenError> {
+        if datagram.len() > self.scratch.len() {
+            return Err(OpenError::Malformed);
         }
-        let opened = match peer.tunn.decapsulate(Some(from.ip()), datagram, buffer) {
-            TunnResult::Done => Opened::Nothing,
-            TunnResult::WriteToNetwork(answer) => {
-                let bytes = answer.len();
-                if transmits.room() >= bytes {
-                    transmits.space()[..bytes].copy_from_slice(answer);
-                    transmits.commit(from, bytes);
-                }
-                Opened::Nothing
-            }
-            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
-                let bytes = packet.len();
-                Opened::Packet { peer: id, bytes }
-            }
-            TunnResult::Err(error) => return Opened::Dropped(of_wireguard(&error)),
-        };
-        if let (Opened::Packet { bytes, .. }, false) = (opened, enough) {
+        let (id, message) = self.whose(from, datagram, transmits, now)?;
+        let peer = self.peers.get_mut(&id).ok_or(OpenError::Unauthentic)?;
+        let is_enough = into.len() >= datagram.len().max(MESSAGE_BYTES_MIN);
+        let buffer = if is_enough { &mut *into } else { &mut self.scratch[..] };
+        let before = peer.endpoint;
+        let mut opened = peer.open(message, from, datagram, buffer, transmits, now);
+        if let (Ok(Some(bytes)), false) = (opened, is_enough) {
             match into.get_mut(..bytes) {
                 Some(into) => into.copy_from_slice(&self.scratch[..bytes]),
-                None => return Opened::Dropped(OpenError::Malformed),
+                None => opened = Err(OpenError::Overload),
             }
         }
-        if moves {
-            if peer.endpoint != Some(from) {
-                peer.endpoint = Some(from);
-                self.events.push_back(TunnelEvent::Moved { peer: id, to: from });
-            }
-            if !peer.is_up {
-                peer.is_up = true;
-                self.events.push_back(TunnelEvent::Up(id));
-            }
-            peer.send_queued(transmits);
+        if let Some(to) = peer.endpoint.filter(|_| peer.endpoint != before) {
+            self.events.push_back(TunnelEvent::Moved { peer: id, to });
         }
-        opened
+        tell(id, peer, &mut self.events, now);
+        Ok((id, opened?))
     }
 
-    /// The MAC first, which costs next to nothing; then, for an initiation, whose key it is.
-    fn admit_handshake(
-        &self,
+    /// What a datagram is and which peer it is for. What costs a Diffie-Hellman was admitted first.
+    fn whose(
+        &mut self,
         from: SocketAddr,
         datagram: &[u8],
         transmits: &mut Transmits,
-    ) -> Result<Option<PeerId>, OpenError> {
-        let mut cookie = [0; MESSAGE_BYTES_MIN];
-        match self.limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-            Ok(Packet::HandshakeInit(initiation)) => {
+        now: Instant,
+    ) -> Result<(PeerId, Message), OpenError> {
+        let of_index = |index: u32| self.by_index.get(&(index >> 8)).copied().ok_or(OpenError::Unauthentic);
+        match Tunn::parse_incoming_packet(datagram).map_err(|_| OpenError::Malformed)? {
+            Packet::PacketData(data) => {
+                let counter = datagram.get(8..16).and_then(|c| c.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
+                let peer = of_index(data.receiver_idx)?;
+                if counter >= COUNTER_END {
+                    return Err(OpenError::Unauthentic);
+                }
+                Ok((peer, Message::Data { index: data.receiver_idx, counter }))
+            }
+            Packet::PacketCookieReply(reply) => Ok((of_index(reply.receiver_idx)?, Message::Cookie)),
+            Packet::HandshakeResponse(response) => {
+                let peer = of_index(response.receiver_idx)?;
+                self.admission.admit(from, datagram, transmits, now)?;
+                Ok((peer, Message::Response { index: response.receiver_idx }))
+            }
+            Packet::HandshakeInit(initiation) => {
+                self.admission.admit(from, datagram, transmits, now)?;
                 let half = parse_handshake_anon(&self.private, &self.public, &initiation);
                 let half = half.map_err(|_| OpenError::Unauthentic)?;
-                Ok(self.by_key.get(&half.peer_static_public).copied())
+                let peer = self.by_key.get(&half.peer_static_public).copied().ok_or(OpenError::Unauthentic)?;
+                Ok((peer, Message::Initiation))
             }
-            Ok(Packet::HandshakeResponse(response)) => Ok(self.by_index.get(&(response.receiver_idx >> 8)).copied()),
-            Ok(Packet::PacketCookieReply(_) | Packet::PacketData(_)) => Ok(None),
-            Err(TunnResult::WriteToNetwork(cookie)) => {
-                if transmits.room() >= cookie.len() {
-                    transmits.space()[..cookie.len()].copy_from_slice(cookie);
-                    transmits.commit(from, cookie.len());
-                }
-                Err(OpenError::UnderLoad)
-            }
-            Err(TunnResult::Err(error)) => Err(of_wireguard(&error)),
-            Err(_) => Err(OpenError::Unauthentic),
         }
     }
 
     pub fn handle_timeout(&mut self, transmits: &mut Transmits, now: Instant) {
-        if now >= self.limiter_reset {
-            self.limiter.reset_count();
-            self.limiter_reset = now + LIMITER_RESET;
-        }
         if now < self.next_tick {
             return;
         }
         self.next_tick = now + TICK;
         for (id, peer) in &mut self.peers {
-            let jitter = next_random(&mut self.random);
-            peer.tick(transmits, jitter, now);
-            let alive = peer.tunn.time_since_last_handshake().is_some_and(|age| age < SESSION_AGE_MAX);
-            if peer.is_up && !alive {
-                peer.is_up = false;
-                self.events.push_back(TunnelEvent::Down(*id));
-            }
+            peer.tick(transmits, &mut self.random, now);
+            tell(*id, peer, &mut self.events, now);
         }
     }
 
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let next = self.next_tick.min(self.limiter_reset);
-        Some(if self.peers.is_empty() { self.limiter_reset } else { next })
+        (!self.peers.is_empty()).then_some(self.next_tick)
     }
 
     pub fn poll_event(&mut self) -> Option<TunnelEvent> {
@@ -368,22 +348,14 @@ impl Tunnels {
     }
 
     #[must_use]
-    pub fn report(&self, peer: PeerId, _now: Instant) -> Option<TunnelReport> {
-        let peer = self.peers.get(&peer)?;
-        let (handshake_age, tx_bytes, rx_bytes, _, rtt_ms) = peer.tunn.stats();
-        Some(TunnelReport {
-            endpoint: peer.endpoint,
-            handshake_age,
-            rtt: rtt_ms.map(|ms| Duration::from_millis(ms.into())),
-            rx_bytes: rx_bytes as u64,
-            tx_bytes: tx_bytes as u64,
-        })
+    pub fn report(&self, peer: PeerId, now: Instant) -> Option<TunnelReport> {
+        self.peers.get(&peer).map(|peer| peer.report(now))
     }
 
     /// boringtun gives a peer's sessions the indices `index << 8 | 0..=255`.
     fn free_index(&mut self) -> u32 {
         loop {
-            let index = (next_random(&mut self.random) >> 40) as u32;
+            let index = (self.random.next() >> 40) as u32;
             if !self.by_index.contains_key(&index) {
                 return index;
             }
@@ -391,12 +363,28 @@ impl Tunnels {
     }
 }
 
+fn tell(id: PeerId, peer: &mut Peer, events: &mut VecDeque<TunnelEvent>, now: Instant) {
+    let is_up = peer.is_up(now);
+    if is_up != peer.told_up {
+        peer.told_up = is_up;
+        events.push_back(if is_up { TunnelEvent::Up(id) } else { TunnelEvent::Down(id) });
+    }
+}
+
 /// xorshift64*: indices and jitter need to differ, not to be secret.
-fn next_random(state: &mut u64) -> u64 {
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 32) % end.max(1)
+    }
 }
 
 fn of_wireguard(error: &WireGuardError) -> OpenError {
@@ -410,3 +398,6 @@ fn of_wireguard(error: &WireGuardError) -> OpenError {
         _ => OpenError::Unauthentic,
     }
 }
+
+#[cfg(test)]
+mod tests;

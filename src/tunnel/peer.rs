@@ -1,6 +1,13 @@
-//! One peer's tunnel.
+//! One peer's tunnel: boringtun's `Tunn` for the cryptography, and every timer of WireGuard (paper, section 6) on `now`.
+//!
+//! boringtun has the same timers on the clock that it reads itself. Ours act first, so that it never acts on its own:
+//! it would retry without jitter, stop after 90 s for good, and take a first packet after 15 s of silence for a peer that
+//! does not answer. It must still be asked regularly, because only then does it end its sessions.
 
-use super::{MESSAGE_BYTES_MIN, Transmits, TunnelSettings};
+use super::queue::Queue;
+use super::session::Sessions;
+use super::{MESSAGE_BYTES_MIN, OVERHEAD_BYTES, OpenError, Random, SealError, TICK, Transmits, TunnelReport};
+use super::{TunnelSettings, of_wireguard};
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
@@ -9,35 +16,89 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// boringtun gives up after 90 s of unanswered handshakes and stays so. A peer that is to be kept alive is asked again
-/// after this and up to as much more, so that many do not ask at once.
+/// REKEY_TIMEOUT: nobody is asked for a session more often.
 const RETRY: Duration = Duration::from_secs(5);
+/// Spreads the retries of many peers (section 6.1).
+const RETRY_JITTER_MILLIS: u64 = 333;
+/// REKEY_ATTEMPT_TIME: then whatever waits for a session is given up.
+const ATTEMPT: Duration = Duration::from_secs(90);
+/// After giving up, a peer is left alone for so long, and up to as much more.
+const REST: Duration = Duration::from_secs(5);
+/// KEEPALIVE_TIMEOUT: data is acknowledged at least so soon, by an empty message when there is nothing else.
+const ACKNOWLEDGE: Duration = Duration::from_secs(10);
+/// KEEPALIVE_TIMEOUT + REKEY_TIMEOUT: data that was not acknowledged in this time calls for a new session.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// A message as its head tells, before anything of it is believed.
+#[derive(Clone, Copy)]
+pub(super) enum Message {
+    Initiation,
+    Response { index: u32 },
+    Cookie,
+    Data { index: u32, counter: u64 },
+}
+
+/// Whether a session is being asked for.
+enum Asking {
+    No,
+    Since { first: Instant, last: Instant, again: Instant, index: u32 },
+    Rests { until: Instant },
+}
 
 pub(super) struct Peer {
-    pub tunn: Tunn,
     pub endpoint: Option<SocketAddr>,
-    pub is_up: bool,
     pub index: u32,
+    /// What was last told about this peer.
+    pub told_up: bool,
     settings: TunnelSettings,
-    /// When to ask for a session although nothing is to be sent.
-    next_try: Option<Instant>,
+    tunn: Tunn,
+    sessions: Sessions,
+    asking: Asking,
+    queue: Queue,
+    last_sent: Instant,
+    last_received: Instant,
+    /// The first data that was sent since something was received.
+    unanswered: Option<Instant>,
+    /// The first data that was received since something was sent.
+    unacknowledged: Option<Instant>,
+    /// When boringtun last looked at its clock, and when it thinks that something was last received.
+    aged: Instant,
+    received_as_aged: Instant,
+    rtt: Option<Duration>,
+    rx_bytes: u64,
+    tx_bytes: u64,
 }
 
 impl Peer {
-    pub fn new(private: &StaticSecret, public: &PublicKey, settings: TunnelSettings, index: u32, now: Instant) -> Self {
-        // Every datagram was counted by the shared limiter; this one lets all pass.
-        let unlimited = Arc::new(RateLimiter::new(public, u64::MAX));
-        let tunn = Tunn::new(
-            private.clone(),
-            PublicKey::from(settings.public_key),
-            settings.preshared_key,
-            settings.keepalive_seconds,
+    pub fn new(
+        private: &StaticSecret,
+        settings: TunnelSettings,
+        index: u32,
+        unlimited: Arc<RateLimiter>,
+        now: Instant,
+    ) -> Self {
+        let public = PublicKey::from(settings.public_key);
+        // Persistent keepalive is ours, so that it can change without an end to the sessions.
+        let tunn = Tunn::new(private.clone(), public, settings.preshared_key, None, index, Some(unlimited));
+        Self {
+            endpoint: settings.endpoint,
             index,
-            Some(unlimited),
-        );
-        let keeps_alive = settings.endpoint.is_some() && settings.keepalive_seconds.is_some();
-        let next_try = keeps_alive.then_some(now);
-        Self { tunn, endpoint: settings.endpoint, is_up: false, index, settings, next_try }
+            told_up: false,
+            settings,
+            tunn,
+            sessions: Sessions::default(),
+            asking: Asking::No,
+            queue: Queue::default(),
+            last_sent: now,
+            last_received: now,
+            unanswered: None,
+            unacknowledged: None,
+            aged: now,
+            received_as_aged: now,
+            rtt: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+        }
     }
 
     pub fn public_key(&self) -> &[u8; 32] {
@@ -46,65 +107,283 @@ impl Peer {
 
     /// What boringtun fixes when it is made.
     pub fn has_keys_of(&self, settings: &TunnelSettings) -> bool {
-        self.settings.public_key == settings.public_key
-            && self.settings.preshared_key == settings.preshared_key
-            && self.settings.keepalive_seconds == settings.keepalive_seconds
+        self.settings.public_key == settings.public_key && self.settings.preshared_key == settings.preshared_key
     }
 
+    /// An endpoint that did not change does not undo roaming.
     pub fn configure(&mut self, settings: TunnelSettings) {
-        if settings.endpoint.is_some() && settings.endpoint != self.settings.endpoint {
-            self.endpoint = settings.endpoint;
+        if let Some(endpoint) = settings.endpoint.filter(|_| settings.endpoint != self.settings.endpoint) {
+            self.set_endpoint(endpoint);
         }
         self.settings = settings;
     }
 
-    /// Lets boringtun's timers act, and asks for a session when it gave up or never tried.
-    pub fn tick(&mut self, transmits: &mut Transmits, jitter: u64, now: Instant) {
+    pub fn set_endpoint(&mut self, endpoint: SocketAddr) {
+        self.endpoint = Some(endpoint);
+        if let Asking::Rests { .. } = self.asking {
+            self.asking = Asking::No;
+        }
+    }
+
+    pub fn is_up(&self, now: Instant) -> bool {
+        self.sessions.has_current(now)
+    }
+
+    pub fn report(&self, now: Instant) -> TunnelReport {
+        TunnelReport {
+            endpoint: self.endpoint,
+            handshake_age: self.sessions.current_age(now),
+            rtt: self.rtt,
+            rx_bytes: self.rx_bytes,
+            tx_bytes: self.tx_bytes,
+        }
+    }
+
+    pub fn seal(
+        &mut self,
+        packet: &[u8],
+        transmits: &mut Transmits,
+        random: &mut Random,
+        now: Instant,
+    ) -> Result<(), SealError> {
+        if self.endpoint.is_none() {
+            return Err(SealError::NoPath);
+        }
+        if !self.sessions.has_current(now) {
+            self.queue.push(packet)?;
+            if let Asking::No = self.asking {
+                self.ask(transmits, random, now);
+            }
+            return Ok(());
+        }
+        self.send_queued(transmits, now);
+        match self.queue.is_empty() {
+            true => self.send(packet, transmits, now),
+            false => self.queue.push(packet),
+        }
+    }
+
+    /// One datagram that was admitted. Ok is the bytes of the inner packet in `buffer`, none for other messages. `buffer`
+    /// is as long as the datagram and at least MESSAGE_BYTES_MIN.
+    pub fn open(
+        &mut self,
+        message: Message,
+        from: SocketAddr,
+        datagram: &[u8],
+        buffer: &mut [u8],
+        transmits: &mut Transmits,
+        now: Instant,
+    ) -> Result<Option<usize>, OpenError> {
+        match message {
+            Message::Data { index, .. } if !self.sessions.carries(index, now) => return Err(OpenError::Unauthentic),
+            // An answer that cannot be sent would leave a session here that the peer does not have.
+            Message::Initiation | Message::Response { .. } if transmits.room() < MESSAGE_BYTES_MIN => {
+                return Err(OpenError::UnderLoad);
+            }
+            Message::Initiation | Message::Response { .. } | Message::Cookie | Message::Data { .. } => {}
+        }
+        let opened = match self.tunn.decapsulate(None, datagram, buffer) {
+            TunnResult::Done => Ok(None),
+            TunnResult::WriteToNetwork(answer) => {
+                let bytes = answer.len();
+                if let Message::Initiation = message {
+                    self.sessions.made(word(answer, 4), false, now);
+                }
+                transmits.space()[..bytes].copy_from_slice(answer);
+                self.commit(from, bytes, transmits, now);
+                Ok(None)
+            }
+            // boringtun believes total lengths of 0 to 19; whoever parses the packet checks all of it.
+            TunnResult::WriteToTunnelV4([], _) => Err(OpenError::Malformed),
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => Ok(Some(packet.len())),
+            // The key was right and what was inside is no packet.
+            TunnResult::Err(WireGuardError::InvalidPacket) if matches!(message, Message::Data { .. }) => {
+                Err(OpenError::Malformed)
+            }
+            TunnResult::Err(error) => return Err(of_wireguard(&error)),
+        };
+        self.take(message, from, datagram.len(), opened == Ok(None), now);
+        self.send_queued(transmits, now);
+        opened
+    }
+
+    /// boringtun accepted the message: what that says about the peer.
+    fn take(&mut self, message: Message, from: SocketAddr, bytes: usize, empty: bool, now: Instant) {
+        let moves = match message {
+            // Made with the static key, but whoever replays it cannot be told from the peer before its data comes.
+            Message::Initiation => false,
+            // Anyone who saw the initiation could make one.
+            Message::Cookie => return,
+            Message::Response { index } => {
+                self.sessions.made(index, true, now);
+                self.sessions.confirm(index, now);
+                if let Asking::Since { last, index: asked, .. } = self.asking {
+                    self.rtt = (asked == index).then(|| now.saturating_duration_since(last)).or(self.rtt);
+                }
+                true
+            }
+            Message::Data { index, counter } => {
+                if !empty {
+                    self.unacknowledged.get_or_insert(now);
+                }
+                self.sessions.received(index, counter, now)
+            }
+        };
+        self.rx_bytes += bytes as u64;
+        self.last_received = now;
+        self.received_as_aged = self.aged;
+        self.unanswered = None;
+        if moves {
+            self.endpoint = Some(from);
+        }
+        let born = self.sessions.current_born(now);
+        let is_answered = match self.asking {
+            Asking::No => false,
+            Asking::Since { first, .. } => born.is_some_and(|born| born >= first),
+            Asking::Rests { .. } => born.is_some(),
+        };
+        if is_answered {
+            self.asking = Asking::No;
+        }
+    }
+
+    /// What the time calls for. To be called at least every [`TICK`].
+    pub fn tick(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+        match self.asking {
+            Asking::Since { first, .. } if now >= first + ATTEMPT => self.give_up(random, now),
+            Asking::Since { again, .. } if now >= again => self.ask(transmits, random, now),
+            Asking::Since { .. } => {}
+            Asking::Rests { until } if now < until => {}
+            Asking::No | Asking::Rests { .. } => {
+                if self.wants_session(now) {
+                    self.ask(transmits, random, now);
+                }
+            }
+        }
+        if self.sessions.has_current(now) {
+            self.send_queued(transmits, now);
+            let unacknowledged = self.unacknowledged.is_some_and(|since| now >= since + ACKNOWLEDGE);
+            if unacknowledged || self.keepalive().is_some_and(|keepalive| now >= self.last_sent + keepalive) {
+                // Without room it is due again at the next tick.
+                let _ = self.send(&[], transmits, now);
+            }
+        }
+        self.age(transmits, random, now);
+    }
+
+    fn keepalive(&self) -> Option<Duration> {
+        self.settings
+            .keepalive_seconds
+            .filter(|seconds| *seconds > 0)
+            .map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    fn wants_session(&self, now: Instant) -> bool {
+        if !self.sessions.has_current(now) {
+            return !self.queue.is_empty() || self.keepalive().is_some();
+        }
+        let is_silent = self.unanswered.is_some_and(|since| now >= since + SILENCE);
+        is_silent || self.sessions.is_worn(self.last_sent, self.last_received, now)
+    }
+
+    /// Sends an initiation. Without an address or room it is tried again at the next tick.
+    fn ask(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+        let Some(endpoint) = self.endpoint else { return };
         if transmits.room() < MESSAGE_BYTES_MIN {
             return;
         }
-        let expired = match self.tunn.update_timers(transmits.space()) {
-            TunnResult::WriteToNetwork(message) => {
-                let bytes = message.len();
-                self.commit(transmits, bytes);
-                false
-            }
-            TunnResult::Err(WireGuardError::ConnectionExpired) => true,
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => false,
+        let TunnResult::WriteToNetwork(initiation) = self.tunn.format_handshake_initiation(transmits.space(), true)
+        else {
+            return;
         };
-        let keeps_alive = self.endpoint.is_some() && self.settings.keepalive_seconds.is_some();
-        if expired && keeps_alive && self.next_try.is_none() {
-            let spread = Duration::from_millis(jitter % RETRY.as_millis() as u64);
-            self.next_try = Some(now + RETRY + spread);
+        let (bytes, index) = (initiation.len(), word(initiation, 4));
+        self.commit(endpoint, bytes, transmits, now);
+        self.asked(index, random, now);
+    }
+
+    fn asked(&mut self, index: u32, random: &mut Random, now: Instant) {
+        let first = match self.asking {
+            Asking::Since { first, .. } => first,
+            Asking::No | Asking::Rests { .. } => now,
+        };
+        let again = now + RETRY + Duration::from_millis(random.below(RETRY_JITTER_MILLIS));
+        self.asking = Asking::Since { first, last: now, again, index };
+    }
+
+    /// The peer is away: what waits is dropped, and it is asked again after a rest if there is a reason.
+    fn give_up(&mut self, random: &mut Random, now: Instant) {
+        self.queue.clear();
+        self.unanswered = None;
+        self.sessions.forget_current();
+        let until = now + REST + Duration::from_millis(random.below(REST.as_millis() as u64));
+        self.asking = Asking::Rests { until };
+    }
+
+    /// Lets boringtun end its sessions, except in the moments when it would do more.
+    fn age(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+        let retries = matches!(self.asking, Asking::Since { last, .. } if now + TICK >= last + RETRY);
+        let silent = self.unanswered.is_some_and(|since| now < since + SILENCE);
+        if retries || silent && now + TICK >= self.received_as_aged + SILENCE || transmits.room() < MESSAGE_BYTES_MIN {
+            return;
         }
-        if self.next_try.is_some_and(|at| at <= now) && transmits.room() >= MESSAGE_BYTES_MIN {
-            self.next_try = None;
-            if let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(transmits.space(), false)
-            {
-                let bytes = message.len();
-                self.commit(transmits, bytes);
+        self.aged = now;
+        if let TunnResult::WriteToNetwork(message) = self.tunn.update_timers(transmits.space()) {
+            let (bytes, index) = (message.len(), word(message, 4));
+            if let Some(endpoint) = self.endpoint {
+                self.commit(endpoint, bytes, transmits, now);
+            }
+            if bytes == MESSAGE_BYTES_MIN {
+                self.asked(index, random, now);
+            }
+        }
+        if self.tunn.time_since_last_handshake().is_none() {
+            self.sessions.forget_current();
+        }
+    }
+
+    fn send_queued(&mut self, transmits: &mut Transmits, now: Instant) {
+        if !self.sessions.has_current(now) {
+            return;
+        }
+        while self.queue.first_bytes().is_some_and(|bytes| transmits.room() >= room_for(bytes)) {
+            let Some(packet) = self.queue.pop() else { return };
+            if self.send(&packet, transmits, now).is_err() {
+                return;
             }
         }
     }
 
-    /// What waited for a session.
-    pub fn send_queued(&mut self, transmits: &mut Transmits) {
-        while transmits.room() > u16::MAX.into() {
-            let TunnResult::WriteToNetwork(message) = self.tunn.decapsulate(None, &[], transmits.space()) else {
-                return;
-            };
-            let bytes = message.len();
-            self.commit(transmits, bytes);
+    /// With a current session only: without one boringtun would queue the packet itself.
+    fn send(&mut self, packet: &[u8], transmits: &mut Transmits, now: Instant) -> Result<(), SealError> {
+        let endpoint = self.endpoint.ok_or(SealError::NoPath)?;
+        if transmits.room() < room_for(packet.len()) {
+            return Err(SealError::Overload);
         }
+        let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(packet, transmits.space()) else {
+            return Err(SealError::NoPath);
+        };
+        let bytes = datagram.len();
+        self.commit(endpoint, bytes, transmits, now);
+        self.unacknowledged = None;
+        if !packet.is_empty() {
+            self.unanswered.get_or_insert(now);
+        }
+        Ok(())
     }
 
-    /// Sends to nowhere are dropped.
-    fn commit(&self, transmits: &mut Transmits, bytes: usize) {
-        if let Some(endpoint) = self.endpoint {
-            transmits.commit(endpoint, bytes);
-        }
+    fn commit(&mut self, to: SocketAddr, bytes: usize, transmits: &mut Transmits, now: Instant) {
+        transmits.commit(to, bytes);
+        self.tx_bytes += bytes as u64;
+        self.last_sent = now;
     }
+}
+
+/// What boringtun must be given to seal so much: it panics on less.
+fn room_for(inner_bytes: usize) -> usize {
+    (inner_bytes + OVERHEAD_BYTES).max(MESSAGE_BYTES_MIN)
+}
+
+/// A little-endian word of a message that boringtun made.
+fn word(message: &[u8], at: usize) -> u32 {
+    message.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
