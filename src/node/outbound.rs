@@ -11,6 +11,10 @@ use std::time::Instant;
 impl Node {
     /// A packet from the TUN, or a super-packet of it.
     pub fn handle_packet(&mut self, bytes: &mut [u8], offload: Offload, output: &mut Output, now: Instant) {
+        if is_multicast(bytes) {
+            // The host's own kernel greets the interface (IGMP, MLD, router solicitation); nobody sent it to us.
+            return;
+        }
         let mut packet = match Packet::parse(bytes, offload) {
             Ok(packet) => packet,
             Err(error) => return self.drops.count(reject::of_parse(error)),
@@ -139,6 +143,15 @@ impl Node {
         translate::apply_error(packet, &quote, &wire.reversed(), wire.source, wire.destination, mtu);
         let inner_mtu = self.inner_mtu();
         self.seal(peer, packet, inner_mtu, output, now);
+    }
+}
+
+/// Judged before all else: what multicast protocols send need not be anything that is parsed here.
+fn is_multicast(bytes: &[u8]) -> bool {
+    match bytes.first().map(|first| first >> 4) {
+        Some(4) => bytes.get(16).is_some_and(|first| first >> 4 == 0xe),
+        Some(6) => bytes.get(24) == Some(&0xff),
+        Some(_) | None => false,
     }
 }
 

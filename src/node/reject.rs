@@ -29,7 +29,7 @@ impl Node {
             Reason::TooBig => packet::too_big(of, self.inner_mtu(), source),
             // A connection that is open must outlive a peer that is away for a while.
             Reason::NoPath | Reason::NotOffered if !opens => None,
-            Reason::NoPath | Reason::NotMapped => packet::unreachable(of, Unreachable::Host, source),
+            Reason::NoPath => packet::unreachable(of, Unreachable::Host, source),
             // What comes from a false source has nobody to tell.
             Reason::SpoofedSource | Reason::NotUnicast => None,
             _ => match of.head.kind {

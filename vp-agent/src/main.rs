@@ -11,17 +11,14 @@ use vp_agent::config::Config;
 
 /// Gives remote services local addresses, and remote callers too.
 #[derive(Parser)]
-#[command(
-    version,
-    after_help = "Example:\n  vp-agent --config /etc/vp/agent.yaml\n  vp-agent --check --config site.yaml"
-)]
+#[command(version, after_help = "Example:\n  vp-agent --config /etc/vp/agent.yaml\n  vp-agent --check site.yaml")]
 struct Arguments {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/vp/agent.yaml")]
     config: PathBuf,
-    /// Only read the configuration and say what is wrong with it
-    #[arg(long)]
-    check: bool,
+    /// Only read this configuration and say what is wrong with it
+    #[arg(long, value_name = "FILE")]
+    check: Option<PathBuf>,
     /// What to log: error, warn, info, debug, or a filter of the tracing crate
     #[arg(long, value_name = "FILTER", env = "VP_LOG", default_value = "info")]
     log: String,
@@ -42,8 +39,8 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         match arguments.check {
-            true => check(&arguments.config).await,
-            false => run(&arguments.config).await,
+            Some(file) => check(&file).await,
+            None => run(&arguments.config).await,
         }
     });
     match done {
@@ -82,7 +79,7 @@ async fn run(file: &Path) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut running = Agent::start(file).await?;
-    let served = serve(&running, file).await;
+    let served = serve(&running).await;
     if let Err(error) = served {
         running.stop().await;
         return Err(error);
@@ -116,7 +113,7 @@ async fn run(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(running: &Running, _file: &Path) -> anyhow::Result<()> {
+async fn serve(running: &Running) -> anyhow::Result<()> {
     let socket = running.agent.wanted.lock().await.config.socket.clone();
     let listener = api::bind(&socket).await?;
     let routes = api::routes(running.agent.clone());

@@ -131,7 +131,8 @@ impl Network {
         set(with_family(message().build(), AfSpecUnspec::Inet6(vec![generation]))).await.ok();
         // A service on the gateway's own 127.0.0.1 can be exposed: packets to it come in here.
         let mut conf = InetDevConf::default();
-        (conf.forwarding, conf.route_localnet) = (1, 1);
+        // The gateway's own answers (time exceeded, prohibited) come in here from its own presence.
+        (conf.forwarding, conf.route_localnet, conf.accept_local) = (1, 1, 1);
         let conf = AfSpecInet::DevConfRequest(conf);
         set(with_family(message().build(), AfSpecUnspec::Inet(vec![conf])))
             .await

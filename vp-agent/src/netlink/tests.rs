@@ -61,7 +61,7 @@ fn the_interface_its_addresses_routes_and_rules_come_and_go() {
             assert_eq!(routes.len(), 4, "{routes:?}");
             assert_eq!(routes[0], "10.0.1.0/24 dev vp-test proto static scope link src 10.0.1.1");
             assert!(routes[1].starts_with("unreachable 10.0.1.0/24"), "{routes:?}");
-            for name in ["forwarding", "route_localnet"] {
+            for name in ["forwarding", "route_localnet", "accept_local"] {
                 assert_eq!(conf(&format!("ipv4/conf/vp-test/{name}")).as_deref(), Some("1"), "{name}");
             }
         }
