@@ -7,9 +7,11 @@ use clap::Args;
 use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 const AGENT: &str = "vp-agent";
+/// What its lines begin with.
+const OWN_NAME: &str = "vp-agent: ";
 
 /// Check a configuration file without touching the running agent
 ///
@@ -25,25 +27,29 @@ pub struct Check {
 
 impl Check {
     pub fn run(self, screen: &Screen) -> Result<Outcome, Failure> {
-        let output = Command::new(agent()).arg("--check").arg(&self.file).output().map_err(|error| not_run(&error))?;
-        let good = output.status.success();
-        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        let lines: Vec<String> = said.lines().map(escape).collect();
-        if screen.is_json() {
-            let answer = serde_json::json!({ "file": self.file.to_string_lossy(), "good": good, "messages": lines });
-            screen.print(&format!("{answer:#}\n"))?;
-        } else if good {
-            let text = if lines.is_empty() {
-                format!("{}: good", escape(&self.file.to_string_lossy()))
-            } else {
-                lines.join("\n")
-            };
-            screen.print(&format!("{text}\n"))?;
-        } else {
-            let text = if lines.is_empty() { format!("{AGENT} failed: {}", output.status) } else { lines.join("\n") };
-            return Err(Failure::Refused(text));
+        let mut command = Command::new(agent());
+        command.arg("--check").arg(&self.file).stdin(Stdio::null());
+        let output = command.output().map_err(|error| not_run(&error))?;
+        let (file, good) = (self.file.to_string_lossy(), output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        let mut lines: Vec<String> =
+            said.lines().map(|line| escape(line.strip_prefix(OWN_NAME).unwrap_or(line))).collect();
+        if !good && lines.is_empty() {
+            lines.push(format!("{AGENT} ends with {}", output.status));
         }
-        Ok(if good { Outcome::Done } else { Outcome::Failed })
+        if screen.is_json() {
+            let answer = serde_json::json!({ "file": file, "good": good, "messages": lines });
+            screen.print(&format!("{answer:#}\n"))?;
+            return Ok(if good { Outcome::Done } else { Outcome::Failed });
+        }
+        if !good {
+            return Err(Failure::Refused(lines.join("\n")));
+        }
+        let warnings: Vec<String> =
+            lines.iter().map(|line| line.strip_prefix("warning: ").unwrap_or(line).to_owned()).collect();
+        screen.warn(&warnings);
+        screen.print(&format!("{}: good\n", escape(&file)))?;
+        Ok(Outcome::Done)
     }
 }
 

@@ -154,8 +154,9 @@ fn a_new_key_in_a_file_that_others_can_read_is_remarked() {
 #[test]
 fn check_asks_the_agent_that_would_read_the_file() {
     let directory = tempfile::tempdir().expect("a directory");
-    let script = "#!/bin/sh\n[ \"$1\" = --check ] || exit 9\ncase $2 in\n*good*) exit 0 ;;\n\
-                  *) printf '%s:3:7: unknown key \\033[2J\\n' \"$2\" >&2; exit 1 ;;\nesac\n";
+    let script = "#!/bin/sh\n[ \"$1\" = --check ] || exit 9\ncase $2 in\n\
+                  *good*) echo 'vp-agent: warning: allows nobody' >&2; exit 0 ;;\n\
+                  *) printf 'vp-agent: %s:3:7: unknown key \\033[2J\\n' \"$2\" >&2; exit 1 ;;\nesac\n";
     let ctl = beside(directory.path(), script);
     let check = |line: &str| {
         let mut command = Command::new(&ctl);
@@ -163,7 +164,8 @@ fn check_asks_the_agent_that_would_read_the_file() {
         run(command, "")
     };
     let said = check("check good.yaml");
-    assert_eq!((said.out.as_str(), said.error.as_str(), said.code), ("good.yaml: good\n", "", Some(0)));
+    assert_eq!((said.out.as_str(), said.code), ("good.yaml: good\n", Some(0)));
+    assert_eq!(said.error, "vp-ctl: warning: allows nobody\n");
     let said = check("check bad.yaml");
     assert_eq!(said.error, "vp-ctl: error: bad.yaml:3:7: unknown key \\u{1b}[2J\n");
     assert_eq!((said.out.as_str(), said.code), ("", Some(1)));
