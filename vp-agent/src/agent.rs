@@ -1,7 +1,7 @@
 //! The gateway as a whole: what the file and vp-ctl want, applied to the node and to the host. Lives on the control
 //! thread; the data thread is reached by its handle alone.
 
-use crate::config::{self, Config, ConfigError, HostNetworks, Reach};
+use crate::config::{self, Config, ConfigError, FieldError, HostNetworks, Reach, one_line};
 use crate::control::{Control, Notice};
 use crate::dataplane::{self, DataPlane, Handle};
 use crate::netlink::{self, Network};
@@ -15,9 +15,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
-use vp::addr::{Name, PeerId};
-use vp::node::{Event, Exposure, Mapping, Node, Settings, SettingsError};
-use vp_proto::api::{ExposeRequest, MapRequest};
+use vp::addr::{Limits, Name, PeerId};
+use vp::node::{Event, Mapping, Node, Settings, SettingsError};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// How often names of peers that are away are resolved again.
@@ -67,6 +66,8 @@ pub enum Refused {
     #[error("{0}")]
     Config(#[from] ConfigError),
     #[error("{0}")]
+    Field(#[from] FieldError),
+    #[error("{0}")]
     Settings(#[from] SettingsError),
     #[error("{0}")]
     State(#[from] crate::state::StateError),
@@ -93,7 +94,7 @@ impl Agent {
         torn.iter().for_each(|warning| tracing::warn!("{warning}"));
         let runtime = Runtime::load(&state)?;
         let endpoints = Endpoints::load(&state)?;
-        let (settings, clashes) = effective(&config, &runtime, &endpoints)?;
+        let (settings, clashes) = effective(&config, &runtime, &endpoints);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
         let public_key = PublicKey::from(&key).to_bytes();
@@ -145,7 +146,7 @@ impl Agent {
         let mut config = Config::load(&wanted.config.file, &host_networks().await?)?;
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(fixed_changes(&wanted.config, &config)?);
-        let (settings, clashes) = effective(&config, &wanted.runtime, &wanted.endpoints)?;
+        let (settings, clashes) = effective(&config, &wanted.runtime, &wanted.endpoints);
         warnings.extend(clashes);
         self.configure(settings).await?;
         wanted.config = config;
@@ -153,16 +154,16 @@ impl Agent {
         Ok(warnings)
     }
 
-    /// Makes what vp-ctl asked for true, and keeps it only then.
+    /// Makes what vp-ctl asked for true, and keeps it only then. It is judged by the settings that are in force.
     pub async fn change(
         &self,
-        change: impl FnOnce(&mut Runtime, &Config) -> Result<(), Refused>,
+        change: impl FnOnce(&mut Runtime, &Config, &Settings) -> Result<(), Refused>,
     ) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
         let mut runtime = wanted.runtime.clone();
-        change(&mut runtime, &wanted.config)?;
-        let (settings, clashes) = effective(&wanted.config, &runtime, &wanted.endpoints)?;
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &wanted.endpoints)?;
+        let (before, _) = effective(&wanted.config, &wanted.runtime, &wanted.endpoints);
+        change(&mut runtime, &wanted.config, &before)?;
+        let (settings, clashes) = effective(&wanted.config, &runtime, &wanted.endpoints);
         self.configure(settings).await?;
         if let Err(error) = runtime.save(&wanted.state) {
             self.configure(before).await?;
@@ -348,28 +349,32 @@ pub async fn host_networks() -> Result<HostNetworks> {
     Ok(HostNetworks { interfaces: networks.collect() })
 }
 
-/// The file's settings with those of vp-ctl. Where both speak of one thing the file is right, which is said.
-fn effective(
-    config: &Config,
-    runtime: &Runtime,
-    endpoints: &Endpoints,
-) -> Result<(Settings, Vec<String>), ConfigError> {
+/// The file's settings with those of vp-ctl. Where both speak of one thing the file is right, and what the file leaves
+/// no room for any more is left out; both are said.
+fn effective(config: &Config, runtime: &Runtime, endpoints: &Endpoints) -> (Settings, Vec<String>) {
     let mut settings = config.settings.clone();
     let mut clashes = Vec::new();
     for request in &runtime.expose {
-        let exposure = exposure(request)?;
-        if settings.exposures.iter().any(|known| known.name == exposure.name) {
-            clashes.push(format!("service {}: the file's entry stands, not that of vp-ctl expose", exposure.name));
-        } else {
-            settings.exposures.push(exposure);
+        match config::exposure(request, Limits::default(), &settings) {
+            Ok(exposure) if settings.exposures.iter().any(|known| known.name == exposure.name) => {
+                clashes.push(format!("service {}: the file's entry stands, not that of vp-ctl expose", exposure.name));
+            }
+            Ok(exposure) => settings.exposures.push(exposure),
+            Err(error) => {
+                clashes.push(format!("service {} of vp-ctl expose is left out: {error}", one_line(&request.name)));
+            }
         }
     }
     for request in &runtime.map {
-        let mapping = mapping(request, &settings)?;
-        if settings.mappings.iter().any(|known| known.service == mapping.service) {
-            clashes.push(format!("mapping of {}: the file's entry stands, not that of vp-ctl map", mapping.service));
-        } else {
-            settings.mappings.push(mapping);
+        match config::mapping(request, &settings) {
+            Ok(mapping) if settings.mappings.iter().any(|known| known.service == mapping.service) => {
+                clashes
+                    .push(format!("mapping of {}: the file's entry stands, not that of vp-ctl map", mapping.service));
+            }
+            Ok(mapping) => settings.mappings.push(mapping),
+            Err(error) => {
+                clashes.push(format!("mapping of {} of vp-ctl map is left out: {error}", one_line(&request.service)));
+            }
         }
     }
     for peer in &mut settings.peers {
@@ -379,30 +384,7 @@ fn effective(
             peer.endpoint = endpoints.0.get(site).copied();
         }
     }
-    Ok((settings, clashes))
-}
-
-pub fn exposure(request: &ExposeRequest) -> Result<Exposure, ConfigError> {
-    let texts = |texts: &[String]| texts.iter().cloned().map(config::plain).collect();
-    config::exposure(&config::RawExposure {
-        name: config::plain(request.name.clone()),
-        target: config::plain(config::Targets(request.target.clone())),
-        ports: config::plain(texts(&request.ports)),
-        allow: texts(&request.allow),
-        source: request.source.clone().map(config::plain),
-        limits: config::RawLimits::default(),
-    })
-}
-
-pub fn mapping(request: &MapRequest, settings: &Settings) -> Result<Mapping, ConfigError> {
-    let texts = |texts: &[String]| texts.iter().cloned().map(config::plain).collect();
-    let raw = config::RawMapping {
-        service: config::plain(request.service.clone()),
-        address: request.address.clone().map(config::plain),
-        ports: texts(&request.ports),
-        callers: texts(&request.callers),
-    };
-    config::mapping(&raw, &settings.site, &settings.pool, &settings.clients)
+    (settings, clashes)
 }
 
 /// What cannot change while the agent runs.

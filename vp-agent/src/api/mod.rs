@@ -65,7 +65,9 @@ impl IntoResponse for Problem {
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match &refused {
-            Refused::Config(_) | Refused::Settings(_) | Refused::Request(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refused::Config(_) | Refused::Field(_) | Refused::Settings(_) | Refused::Request(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Refused::State(_) | Refused::Host(_) | Refused::Gone(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, refused.to_string())

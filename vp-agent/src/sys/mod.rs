@@ -2,10 +2,12 @@
 //! what its call needs; nothing here decides anything.
 
 mod epoll;
+mod host;
 mod tun;
 mod udp;
 
 pub use epoll::{Poller, Token, Waker};
+pub use host::effective_user;
 pub use tun::{Tun, TunOffload};
 pub use udp::{Incoming, Udp};
 
