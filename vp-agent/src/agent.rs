@@ -100,7 +100,7 @@ impl Agent {
         let public_key = PublicKey::from(&key).to_bytes();
         let node = Node::new(settings, leases, key, seed, Instant::now())?;
         let interface = &config.interface;
-        let tun = Tun::open(interface).with_context(|| format!("cannot open interface {interface} (/dev/net/tun)"))?;
+        let tun = Tun::open(interface)?;
         let offload = tun.offload();
         if offload != TunOffload::TcpAndUdp {
             tracing::warn!("interface {interface}: offload {}, which costs speed", offload.word());
@@ -109,6 +109,7 @@ impl Agent {
             Some(listen) => format!("cannot listen on {listen}"),
             None => "cannot open a UDP socket".to_owned(),
         })?;
+        udp.refusals().iter().for_each(|refusal| tracing::warn!("{refusal}"));
         let (listen, buffer_bytes) = (udp.local_address()?, udp.buffer_bytes()?);
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, tun, udp, journal: Box::new(journal) })?;

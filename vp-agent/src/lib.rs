@@ -1,5 +1,7 @@
 //! The gateway daemon's parts, as a library: what the binary runs, tests and fuzz targets can run too.
 
+#![deny(unsafe_code)]
+
 pub mod agent;
 pub mod api;
 pub mod config;
@@ -9,4 +11,5 @@ mod link;
 pub mod netlink;
 pub mod nft;
 pub mod state;
+#[allow(unsafe_code)] // system calls that the standard library does not have; each block says why it is sound
 pub mod sys;
