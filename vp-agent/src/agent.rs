@@ -1,6 +1,7 @@
 //! The gateway as a whole: what the file and vp-ctl want, applied to the node and to the host. Lives on the control
 //! thread; the data thread is reached by its handle alone.
 
+use crate::audit::Audit;
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks, Reach, one_line};
 use crate::control::{Control, Notice};
 use crate::dataplane::{self, DataPlane, Handle};
@@ -9,6 +10,7 @@ use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir, Syncer};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +18,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
 use vp::addr::{Limits, Name, PeerId};
-use vp::node::{Event, Mapping, Node, Settings, SettingsError};
+use vp::node::{Denial, Event, FlowEnd, FlowRecord, Mapping, Node, Settings, SettingsError, ends};
+use vp_proto::api::AuditRecord;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// How often names of peers that are away are resolved again.
@@ -35,6 +38,9 @@ pub struct Agent {
     pub buffer_bytes: (usize, usize),
     pub public_key: [u8; 32],
     pub wanted: Mutex<Desired>,
+    pub audit: Mutex<Audit>,
+    /// Names of peers, so that not every flow's record asks the data thread; forgotten when peers may change.
+    sites: Mutex<BTreeMap<PeerId, Name>>,
 }
 
 /// What is wanted, and where it is kept.
@@ -115,6 +121,7 @@ impl Agent {
         let (handle, events, data) = dataplane::start(DataPlane { node, tun, udp, journal: Box::new(journal) })?;
         let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
+        let audit = Audit::open(config.audit.as_deref());
         let wanted = Desired {
             config,
             runtime,
@@ -135,6 +142,8 @@ impl Agent {
             buffer_bytes,
             public_key,
             wanted: Mutex::new(wanted),
+            audit: Mutex::new(audit),
+            sites: Mutex::default(),
         });
         let running = Running { agent, events, notices, syncer, data };
         running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await?;
@@ -152,12 +161,16 @@ impl Agent {
         self.configure(settings).await?;
         wanted.config = config;
         wanted.apply_to_host(&self.handle).await?;
+        drop(wanted);
+        self.audit.lock().await.reopen();
+        self.tell("configuration", "the file was read again".to_owned()).await;
         Ok(warnings)
     }
 
     /// Makes what vp-ctl asked for true, and keeps it only then. It is judged by the settings that are in force.
     pub async fn change(
         &self,
+        what: String,
         change: impl FnOnce(&mut Runtime, &Config, &Settings) -> Result<(), Refused>,
     ) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
@@ -172,10 +185,13 @@ impl Agent {
         }
         wanted.runtime = runtime;
         wanted.apply_to_host(&self.handle).await?;
+        drop(wanted);
+        self.tell("configuration", what).await;
         Ok(clashes)
     }
 
     async fn configure(&self, settings: Settings) -> Result<(), Refused> {
+        self.sites.lock().await.clear();
         Ok(self.handle.call(move |node, _, now| node.configure(settings, now)).await??)
     }
 
@@ -200,13 +216,53 @@ impl Agent {
         }
     }
 
+    /// A record of what happened to the gateway itself.
+    async fn tell(&self, event: &str, detail: String) {
+        let site = self.site().await.to_string();
+        let record = AuditRecord { event: event.to_owned(), site, detail: Some(detail), ..AuditRecord::default() };
+        self.audit.lock().await.write(record);
+    }
+
+    async fn tell_peer(&self, event: &str, peer: &Name) {
+        let (site, peer) = (self.site().await.to_string(), Some(peer.to_string()));
+        let record = AuditRecord { event: event.to_owned(), site, peer, ..AuditRecord::default() };
+        self.audit.lock().await.write(record);
+    }
+
+    /// A record of a flow or a denial, with the names that the numbers stand for.
+    async fn tell_flow(&self, event: Event) {
+        let site = self.site().await.to_string();
+        let peer = match &event {
+            Event::FlowOpened(flow) | Event::FlowClosed { flow, .. } => Some(flow.peer),
+            Event::Denied(denial) => denial.peer,
+            _ => return,
+        };
+        let peer = match peer {
+            Some(peer) => self.site_of(peer).await.map(|site| site.to_string()),
+            None => None,
+        };
+        let mut audit = self.audit.lock().await;
+        match event {
+            Event::FlowOpened(flow) => audit.write(flow_record("flow-opened", site, peer, &flow, None)),
+            Event::FlowClosed { flow, end } => audit.write(flow_record("flow-closed", site, peer, &flow, Some(end))),
+            Event::Denied(denial) => audit.deny(denial_record(site, peer, &denial)),
+            _ => {}
+        }
+    }
+
     /// This site's name.
     pub async fn site(&self) -> Name {
         self.wanted.lock().await.config.settings.site.clone()
     }
 
     async fn site_of(&self, peer: PeerId) -> Option<Name> {
-        self.handle.call(move |node, _, _| node.peer_site(peer).cloned()).await.ok().flatten()
+        let mut sites = self.sites.lock().await;
+        if let Some(site) = sites.get(&peer) {
+            return Some(site.clone());
+        }
+        let site = self.handle.call(move |node, _, _| node.peer_site(peer).cloned()).await.ok().flatten()?;
+        sites.insert(peer, site.clone());
+        Some(site)
     }
 }
 
@@ -285,11 +341,13 @@ impl Running {
             Event::PeerUp(peer) => {
                 if let Some(site) = self.agent.site_of(peer).await {
                     tracing::info!("peer {site} is up");
+                    self.agent.tell_peer("peer-up", &site).await;
                 }
             }
             Event::PeerDown(peer) => {
                 if let Some(site) = self.agent.site_of(peer).await {
                     tracing::info!("peer {site} is down");
+                    self.agent.tell_peer("peer-down", &site).await;
                 }
             }
             Event::PeerMoved { peer, to } => {
@@ -301,7 +359,9 @@ impl Running {
                 }
             }
             Event::Control { .. } | Event::OfferChanged(_) => {}
-            Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => {}
+            event @ (Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_)) => {
+                self.agent.tell_flow(event).await;
+            }
         }
     }
 
@@ -309,10 +369,12 @@ impl Running {
         if let Notice::OfferRefused { peer, reason } = &notice {
             let site = self.agent.site_of(*peer).await.map(|site| site.to_string()).unwrap_or_default();
             tracing::warn!("peer {site}: its offer was refused: {reason}");
+            self.agent.tell("offer-refused", format!("{site}: {reason}")).await;
         }
     }
 
     async fn sync(&self) {
+        self.agent.audit.lock().await.tick();
         if let Err(error) = self.syncer.sync() {
             tracing::warn!("the lease journal does not reach the disk: {error}");
         }
@@ -408,4 +470,53 @@ fn fixed_changes(old: &Config, new: &Config) -> Result<Vec<String>, ConfigError>
     ];
     let changed = at_restart.iter().filter(|(_, changed)| *changed);
     Ok(changed.map(|(what, _)| format!("{what} changes at the next restart")).collect())
+}
+
+fn flow_record(
+    event: &str,
+    site: String,
+    peer: Option<String>,
+    flow: &FlowRecord,
+    end: Option<FlowEnd>,
+) -> AuditRecord {
+    let counted = |count: u64| end.map(|_| count);
+    AuditRecord {
+        event: event.to_owned(),
+        site,
+        peer,
+        client: flow.client.as_ref().map(ToString::to_string),
+        service: flow.service.as_ref().map(ToString::to_string),
+        protocol: vp::addr::Protocol::from_number(flow.site.protocol).map(|protocol| protocol.to_string()),
+        site_view: Some(ends(&flow.site)),
+        wire_view: Some(ends(&flow.wire)),
+        reason: end.map(|end| end.word().to_owned()),
+        rule: Some(flow.rule.clone()),
+        outbound_bytes: counted(flow.outbound_bytes),
+        inbound_bytes: counted(flow.inbound_bytes),
+        outbound_packets: counted(flow.outbound_packets),
+        inbound_packets: counted(flow.inbound_packets),
+        duration_ms: end.map(|_| u64::try_from(flow.age.as_millis()).unwrap_or(u64::MAX)),
+        ..AuditRecord::default()
+    }
+}
+
+/// A denied packet has one view only: that of the door it came in by.
+fn denial_record(site: String, peer: Option<String>, denial: &Denial) -> AuditRecord {
+    let view = Some(ends(&denial.tuple));
+    let (site_view, wire_view) = match denial.opener {
+        vp::node::Opener::Site => (view, None),
+        vp::node::Opener::Peer => (None, view),
+    };
+    AuditRecord {
+        event: "denied".to_owned(),
+        site,
+        peer,
+        client: denial.client.as_ref().map(ToString::to_string),
+        service: denial.service.as_ref().map(ToString::to_string),
+        protocol: vp::addr::Protocol::from_number(denial.tuple.protocol).map(|protocol| protocol.to_string()),
+        site_view,
+        wire_view,
+        reason: Some(denial.reason.word().to_owned()),
+        ..AuditRecord::default()
+    }
 }

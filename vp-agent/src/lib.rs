@@ -4,10 +4,13 @@
 
 pub mod agent;
 pub mod api;
+pub mod audit;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod doctor;
 mod link;
+pub mod metrics;
 pub mod netlink;
 pub mod nft;
 pub mod state;

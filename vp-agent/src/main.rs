@@ -1,5 +1,6 @@
 //! The gateway daemon: reads its arguments, starts, stops.
 
+use anyhow::Context;
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -122,5 +123,12 @@ async fn serve(running: &Running) -> anyhow::Result<()> {
     let listener = api::bind(&socket).await?;
     let routes = api::routes(running.agent.clone());
     tokio::spawn(async move { axum::serve(listener, routes).await });
+    let metrics = running.agent.wanted.lock().await.config.metrics;
+    if let Some(address) = metrics {
+        let at = || format!("cannot serve metrics on {address}");
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(at)?;
+        let routes = api::metrics_routes(running.agent.clone());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+    }
     Ok(())
 }

@@ -16,8 +16,9 @@ type Answer<T> = Result<Json<T>, Problem>;
 
 pub async fn map(State(agent): State<Arc<Agent>>, request: Request<api::MapRequest>) -> Answer<api::MapResponse> {
     let Json(request) = request?;
+    let what = format!("vp-ctl map {}", request.service);
     let service = request.service.clone();
-    let change = agent.change(move |runtime, config, settings| {
+    let change = agent.change(what, move |runtime, config, settings| {
         let wanted = mapping(&request, settings)?;
         if let Some(place) = config.mapped_at(&wanted.service) {
             return Err(Refused::Request(format!("{} is mapped in {place}, expected a change there", wanted.service)));
@@ -43,7 +44,8 @@ pub async fn map(State(agent): State<Arc<Agent>>, request: Request<api::MapReque
 
 pub async fn unmap(State(agent): State<Arc<Agent>>, request: Request<api::UnmapRequest>) -> Answer<api::Done> {
     let Json(request) = request?;
-    let change = agent.change(move |runtime, config, _| {
+    let what = format!("vp-ctl unmap {}", request.service);
+    let change = agent.change(what, move |runtime, config, _| {
         let service = &request.service;
         if let Some(place) = service.parse().ok().and_then(|service| config.mapped_at(&service)) {
             return Err(Refused::Request(format!(
@@ -59,9 +61,10 @@ pub async fn unmap(State(agent): State<Arc<Agent>>, request: Request<api::UnmapR
 
 pub async fn expose(State(agent): State<Arc<Agent>>, request: Request<api::ExposeRequest>) -> Answer<api::Done> {
     let Json(request) = request?;
+    let what = format!("vp-ctl expose {}", request.name);
     let allows_nobody = request.allow.is_empty();
     let name = request.name.clone();
-    let change = agent.change(move |runtime, config, settings| {
+    let change = agent.change(what, move |runtime, config, settings| {
         let wanted = exposure(&request, Limits::default(), settings)?;
         if let Some(place) = config.exposed_at(&wanted.name) {
             return Err(Refused::Request(format!("{} is exposed in {place}, expected a change there", wanted.name)));
@@ -79,7 +82,8 @@ pub async fn expose(State(agent): State<Arc<Agent>>, request: Request<api::Expos
 
 pub async fn unexpose(State(agent): State<Arc<Agent>>, request: Request<api::UnexposeRequest>) -> Answer<api::Done> {
     let Json(request) = request?;
-    let change = agent.change(move |runtime, config, _| {
+    let what = format!("vp-ctl unexpose {}", request.name);
+    let change = agent.change(what, move |runtime, config, _| {
         let name = &request.name;
         if let Some(place) = Name::new(name).ok().and_then(|name| config.exposed_at(&name)) {
             return Err(Refused::Request(format!(
