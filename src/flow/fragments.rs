@@ -2,7 +2,7 @@
 //! by its datagram's decision, which its first fragment got. Tails that come before it wait for it, for a while, within
 //! the share of the door they came in by.
 
-use super::Door;
+use super::{Door, FlowId};
 use crate::addr::PeerId;
 use crate::packet::{FiveTuple, Fragment};
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +30,8 @@ pub struct Datagram {
 /// What the first fragment's decision means for the others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Verdict {
+    /// Whose they are, while it has this peer and tuple.
+    pub flow: FlowId,
     pub peer: PeerId,
     /// The addresses they get.
     pub to: FiveTuple,
@@ -49,6 +51,8 @@ struct Share {
     /// By age, the oldest first. A datagram that was finished may still be listed.
     order: VecDeque<(Instant, Datagram)>,
     held_bytes: usize,
+    /// Tails that waited in vain.
+    dropped: u64,
 }
 
 #[derive(Debug)]
@@ -79,9 +83,14 @@ pub struct Fragments {
     doors: BTreeMap<Door, Share>,
 }
 
-/// A fragment that overlaps another, goes beyond the end, or is one too many: its datagram is given up (RFC 5722).
+/// A fragment that is refused although its datagram may pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Inconsistent;
+pub enum Inconsistent {
+    /// It overlaps another, goes beyond the end, or is one too many: its datagram is given up (RFC 5722).
+    GivenUp,
+    /// Exactly that part came before: it alone is refused, as networks duplicate (RFC 8200 section 4.5).
+    Duplicate,
+}
 
 impl Fragments {
     /// The first fragment was allowed: the tails that waited for it.
@@ -95,7 +104,13 @@ impl Fragments {
     ) -> Result<Vec<Vec<u8>>, Inconsistent> {
         let share = self.share(datagram.door, now);
         let state = share.state(datagram, now);
-        state.take(fragment, bytes)?;
+        if state.decision == Decision::Refused {
+            return Err(Inconsistent::GivenUp);
+        }
+        if let Err(inconsistent) = state.take(fragment, bytes) {
+            share.give_up(&datagram, inconsistent);
+            return Err(inconsistent);
+        }
         state.decision = Decision::Pass(verdict);
         let held = std::mem::take(&mut state.held);
         share.held_bytes -= held.iter().map(Vec::len).sum::<usize>();
@@ -106,8 +121,8 @@ impl Fragments {
     /// The first fragment was refused, and so are the others.
     pub fn refuse(&mut self, datagram: Datagram, now: Instant) {
         let share = self.share(datagram.door, now);
-        share.state(datagram, now).decision = Decision::Refused;
-        share.let_go(&datagram);
+        share.state(datagram, now);
+        share.give_up(&datagram, Inconsistent::GivenUp);
     }
 
     /// A fragment without a layer-4 header: `packet` is the whole of it, `bytes` what it carries.
@@ -115,9 +130,8 @@ impl Fragments {
         let share = self.share(datagram.door, now);
         let no_room = share.held_bytes + packet.len() > HELD_BYTES_MAX;
         let state = share.state(datagram, now);
-        if state.take(fragment, bytes).is_err() {
-            state.decision = Decision::Refused;
-            share.let_go(&datagram);
+        if let Err(inconsistent) = state.take(fragment, bytes) {
+            share.give_up(&datagram, inconsistent);
             return Tail::Refused;
         }
         match state.decision {
@@ -133,6 +147,22 @@ impl Fragments {
                 Tail::Held
             }
         }
+    }
+
+    /// Forgets what waited too long.
+    pub fn expire(&mut self, now: Instant) {
+        self.doors.values_mut().for_each(|share| share.make_room(now));
+    }
+
+    /// When the oldest that is under way has waited too long.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.doors.values().filter_map(|share| share.order.front()).map(|(since, _)| *since + WAIT).min()
+    }
+
+    /// How many tails were held and then dropped since this was asked last.
+    pub fn take_dropped(&mut self) -> u64 {
+        self.doors.values_mut().map(|share| std::mem::take(&mut share.dropped)).sum()
     }
 
     fn share(&mut self, door: Door, now: Instant) -> &mut Share {
@@ -169,8 +199,19 @@ impl Share {
 
     fn let_go(&mut self, datagram: &Datagram) {
         if let Some(state) = self.datagrams.get_mut(datagram) {
+            self.dropped += state.held.len() as u64;
             self.held_bytes -= state.held.drain(..).map(|packet| packet.len()).sum::<usize>();
         }
+    }
+
+    fn give_up(&mut self, datagram: &Datagram, because: Inconsistent) {
+        if because == Inconsistent::Duplicate {
+            return;
+        }
+        if let Some(state) = self.datagrams.get_mut(datagram) {
+            state.decision = Decision::Refused;
+        }
+        self.let_go(datagram);
     }
 
     /// Forgets a datagram whose every part has passed.
@@ -185,11 +226,14 @@ impl State {
     fn take(&mut self, fragment: Fragment, bytes: usize) -> Result<(), Inconsistent> {
         let start = u32::from(fragment.offset);
         let part = Part { start, end: start + bytes as u32 };
+        if self.parts.contains(&part) {
+            return Err(Inconsistent::Duplicate);
+        }
         let overlaps = self.parts.iter().any(|p| part.start < p.end && p.start < part.end);
         let beyond = self.length.is_some_and(|length| part.end > length || (!fragment.more && part.end != length));
         let cut_short = !fragment.more && self.parts.iter().any(|p| p.end > part.end);
         if overlaps || beyond || cut_short || self.parts.len() == PARTS_MAX {
-            return Err(Inconsistent);
+            return Err(Inconsistent::GivenUp);
         }
         if !fragment.more {
             self.length = Some(part.end);
@@ -217,6 +261,7 @@ mod tests {
         let address = |text: &str| text.parse().expect("address");
         let (source, destination) = (address("198.19.0.2"), address("198.18.0.2"));
         Verdict {
+            flow: FlowId(3),
             peer: PeerId(0),
             to: FiveTuple { source, destination, source_port: 0, destination_port: 0, protocol: 17 },
         }
@@ -247,6 +292,45 @@ mod tests {
     }
 
     #[test]
+    fn a_first_that_overlaps_gives_up_what_waited_for_it() {
+        let (mut fragments, now) = (Fragments::default(), Instant::now());
+        let one = datagram(Door::Site, 1);
+        assert_eq!(fragments.tail(one, at(72, false), 80, b"tail", now), Tail::Held);
+        assert_eq!(fragments.pass(one, at(0, true), 80, verdict(), now), Err(Inconsistent::GivenUp));
+        assert_eq!(fragments.pass(one, at(0, true), 72, verdict(), now), Err(Inconsistent::GivenUp));
+        assert_eq!(fragments.take_dropped(), 1);
+        assert_eq!(fragments.doors[&Door::Site].held_bytes, 0);
+    }
+
+    #[test]
+    fn a_duplicate_is_refused_alone() {
+        let (mut fragments, now) = (Fragments::default(), Instant::now());
+        let one = datagram(Door::Site, 1);
+        assert_eq!(fragments.tail(one, at(80, true), 80, b"tail", now), Tail::Held);
+        assert_eq!(fragments.tail(one, at(80, true), 80, b"tail", now), Tail::Refused);
+        assert_eq!(fragments.pass(one, at(0, true), 80, verdict(), now), Ok(vec![b"tail".to_vec()]));
+        assert_eq!(fragments.pass(one, at(0, true), 80, verdict(), now), Err(Inconsistent::Duplicate));
+        assert_eq!(fragments.tail(one, at(80, true), 80, b"tail", now), Tail::Refused);
+        assert_eq!(fragments.tail(one, at(160, false), 8, b"last", now), Tail::Pass(verdict()));
+        assert_eq!(fragments.take_dropped(), 0);
+    }
+
+    #[test]
+    fn tails_that_wait_in_vain_are_counted() {
+        let (mut fragments, now) = (Fragments::default(), Instant::now());
+        assert_eq!(fragments.poll_timeout(), None);
+        for id in 0..3 {
+            fragments.tail(datagram(Door::Peer(PeerId(id)), id), at(80, false), 8, b"tail", now);
+        }
+        assert_eq!(fragments.poll_timeout(), Some(now + WAIT));
+        fragments.expire(now + WAIT / 2);
+        assert_eq!(fragments.take_dropped(), 0);
+        fragments.expire(now + WAIT);
+        assert_eq!((fragments.take_dropped(), fragments.take_dropped()), (3, 0));
+        assert_eq!(fragments.poll_timeout(), None);
+    }
+
+    #[test]
     fn what_lies_about_its_end_is_refused() {
         let (mut fragments, now) = (Fragments::default(), Instant::now());
         let one = datagram(Door::Site, 1);
@@ -274,7 +358,10 @@ mod tests {
         for id in 0..100_000 {
             fragments.tail(datagram(Door::Site, id), at(80, true), 1400, &[0; 1400], now);
         }
+        let counted = fragments.take_dropped();
         let site = &fragments.doors[&Door::Site];
+        let held: usize = site.datagrams.values().map(|state| state.held.len()).sum();
+        assert!(counted > 0 && counted + held as u64 <= 100_000);
         assert!(site.held_bytes <= HELD_BYTES_MAX && site.datagrams.len() <= DATAGRAMS_MAX);
         assert!(site.order.len() <= DATAGRAMS_MAX);
         assert_eq!(fragments.pass(honest, at(0, true), 80, verdict(), now), Ok(vec![b"tail".to_vec()]));

@@ -91,14 +91,13 @@ impl Node {
         let (Some(of), Some(fragment)) = (datagram(Door::Peer(peer), packet), packet.head.fragment) else {
             return false;
         };
-        let verdict = Verdict { peer, to: site.reversed() };
+        let verdict = Verdict { flow: id, peer, to: site.reversed() };
         let Ok(held) = self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) else {
             return self.counted(Err(Reason::Fragment), 1);
         };
         for mut bytes in held {
             let Ok(mut tail) = Packet::parse(&mut bytes, packet::Offload::default()) else { continue };
-            let carried = self.carry_inbound_tail(&verdict, &mut tail);
-            if self.counted(carried, 1) {
+            if self.carry_inbound_tail(&verdict, &mut tail, now) {
                 back.packets.push(bytes);
             }
         }
@@ -111,16 +110,21 @@ impl Node {
             return Err(Reason::Fragment);
         };
         match self.fragments.tail(of, fragment, packet.layer4().len(), packet.bytes(), now) {
-            Tail::Pass(verdict) => self.carry_inbound_tail(&verdict, packet).map(|()| true),
+            Tail::Pass(verdict) => Ok(self.carry_inbound_tail(&verdict, packet, now)),
             Tail::Held => Ok(false),
             Tail::Refused => Err(Reason::Fragment),
         }
     }
 
-    fn carry_inbound_tail(&mut self, verdict: &Verdict, packet: &mut Packet) -> Result<(), Reason> {
-        packet.decrement_hops().map_err(|_| Reason::TtlExpired)?;
+    fn carry_inbound_tail(&mut self, verdict: &Verdict, packet: &mut Packet, now: Instant) -> bool {
+        if packet.decrement_hops().is_err() {
+            return self.counted(Err(Reason::TtlExpired), 1);
+        }
+        if !self.record_tail(verdict, Direction::Inbound, packet, now) {
+            return false;
+        }
         translate::apply(packet, &verdict.to);
-        Ok(())
+        true
     }
 
     fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {

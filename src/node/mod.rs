@@ -20,12 +20,11 @@ pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePat
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
-pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, ServiceName};
 use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
-use crate::flow::fragments::{Datagram, Fragments};
+use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
 use crate::packet::{Joiner, Kind, Packet};
 use crate::policy::Bucket;
@@ -183,7 +182,8 @@ impl Node {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let sweep = self.swept.map(|_| self.started);
-        [self.tunnels.poll_timeout(), self.table.poll_timeout(), sweep].into_iter().flatten().min()
+        let timeouts = [self.tunnels.poll_timeout(), self.table.poll_timeout(), self.fragments.poll_timeout(), sweep];
+        timeouts.into_iter().flatten().min()
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {
@@ -248,6 +248,20 @@ impl Node {
             }
         }
         true
+    }
+
+    /// A fragment without a layer-4 header counts as its flow's, and passes only while that is there.
+    fn record_tail(&mut self, verdict: &Verdict, direction: Direction, packet: &Packet, now: Instant) -> bool {
+        let flow = self.table.get(verdict.flow).filter(|flow| flow.peer == verdict.peer);
+        let to = flow.map(|flow| match direction {
+            Direction::Outbound => flow.wire,
+            Direction::Inbound => flow.site.reversed(),
+        });
+        if to != Some(verdict.to) {
+            self.drops.count(Reason::Fragment);
+            return false;
+        }
+        self.record(verdict.flow, direction, &traffic(packet, 1), now)
     }
 
     fn is_within_rate(&mut self, id: FlowId, traffic: &Traffic, now: Instant) -> bool {

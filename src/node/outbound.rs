@@ -2,7 +2,7 @@
 
 use super::{Node, Opener, Output, Reason, datagram, reject, traffic};
 use crate::addr::PeerId;
-use crate::flow::fragments::{Inconsistent, Tail, Verdict};
+use crate::flow::fragments::{Tail, Verdict};
 use crate::flow::{Direction, Door, FlowId};
 use crate::packet::{self, Kind, Offload, Packet};
 use crate::translate;
@@ -77,7 +77,8 @@ impl Node {
     /// A first fragment: its tails that came before it follow it.
     fn outbound_first(&mut self, id: FlowId, packet: &mut Packet, output: &mut Output, now: Instant) {
         let (Some(of), Some(fragment)) = (datagram(Door::Site, packet), packet.head.fragment) else { return };
-        let Some(verdict) = self.table.get(id).map(|flow| Verdict { peer: flow.peer, to: flow.wire }) else { return };
+        let Some(flow) = self.table.get(id) else { return };
+        let verdict = Verdict { flow: id, peer: flow.peer, to: flow.wire };
         match self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) {
             Ok(held) => {
                 self.carry_outbound(id, packet, output, now);
@@ -87,7 +88,7 @@ impl Node {
                     }
                 }
             }
-            Err(Inconsistent) => self.drops.count(Reason::Fragment),
+            Err(_) => self.drops.count(Reason::Fragment),
         }
     }
 
@@ -104,11 +105,14 @@ impl Node {
         if packet.decrement_hops().is_err() {
             return self.drops.count(Reason::TtlExpired);
         }
+        if !self.record_tail(verdict, Direction::Outbound, packet, now) {
+            return;
+        }
         translate::apply(packet, &verdict.to);
         self.seal(verdict.peer, packet, self.inner_mtu(), output, now);
     }
 
-    /// Splits what must be split and seals each part.
+    /// Splits what must be split and seals each part. A tail that is too large and may not be fragmented is dropped.
     pub(super) fn seal(&mut self, peer: PeerId, packet: &Packet, mtu: u16, output: &mut Output, now: Instant) {
         let Self { tunnels, scratch, drops, .. } = self;
         let mut seal = |segment: &[u8]| {
@@ -116,10 +120,12 @@ impl Node {
                 drops.count(reject::of_seal(error));
             }
         };
-        if packet.offload.segment_bytes.is_none() && packet.head.total_bytes > u32::from(mtu) {
+        if packet::largest_segment(packet) <= u32::from(mtu) {
+            packet::split(packet, scratch, &mut seal);
+        } else if packet::may_fragment(packet) {
             packet::fragment(packet, mtu, scratch, seal);
         } else {
-            packet::split(packet, scratch, &mut seal);
+            drops.count(Reason::TooBig);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What time brings: idle flows end, tunnels act, flows are judged again after a change.
 
-use super::{Event, FlowEnd, Node, Output};
+use super::{Event, FlowEnd, Node, Output, Reason};
 use crate::flow::{FlowId, State};
 use crate::tunnel::TunnelEvent;
 use std::time::Instant;
@@ -13,6 +13,8 @@ impl Node {
         self.tunnels.handle_timeout(&mut output.transmits, now);
         self.take_tunnel_events();
         self.end_idle_flows(now);
+        self.fragments.expire(now);
+        self.count_lost_fragments();
         self.sweep(now);
     }
 
@@ -24,6 +26,11 @@ impl Node {
                 TunnelEvent::Moved { peer, to } => Event::PeerMoved { peer, to },
             });
         }
+    }
+
+    /// Tails that were held and will never follow a first.
+    pub(super) fn count_lost_fragments(&mut self) {
+        self.drops.add(Reason::Fragment, self.fragments.take_dropped());
     }
 
     fn end_idle_flows(&mut self, now: Instant) {
