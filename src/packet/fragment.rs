@@ -1,7 +1,7 @@
 //! Fragmenting an IPv4 packet that is too large for the tunnel and may be fragmented (RFC 791 section 3.2).
 
 use super::Packet;
-use super::split::{set_checksum, set_ipv4_checksum};
+use super::split::{may_fragment, set_checksum, set_ipv4_checksum};
 
 /// Flag: more fragments.
 const MORE: u16 = 0x2000;
@@ -9,8 +9,12 @@ const MORE: u16 = 0x2000;
 const COPIED: u8 = 0x80;
 const NO_OPERATION: u8 = 1;
 
-/// Emits fragments of at most `mtu` bytes. The packet may be a fragment itself.
+/// Emits fragments of at most `mtu` bytes; nothing where that may not be. The packet may be a fragment itself.
+/// `scratch` holds the packet twice.
 pub fn fragment(packet: &Packet, mtu: u16, scratch: &mut [u8], mut emit: impl FnMut(&[u8])) {
+    if !may_fragment(packet) {
+        return;
+    }
     let ip_bytes = usize::from(packet.head.ip_bytes);
     let (whole, piece) = scratch.split_at_mut(scratch.len() / 2);
     let Some(whole) = whole.get_mut(..packet.bytes().len()) else { return };

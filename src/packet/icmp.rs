@@ -39,25 +39,12 @@ pub fn quote(packet: &Packet) -> Result<Quote, ParseError> {
     let start = usize::from(packet.head.ip_bytes) + 8;
     let message = packet.layer4();
     let what = meaning(packet.head.family, message)?;
-    let words = match packet.head.family {
-        Family::V4 => 4 * usize::from(message[5]),
-        Family::V6 => 8 * usize::from(message[4]),
-    };
-    let has_length = matches!(what, IcmpError::Unreachable { .. } | IcmpError::TimeExceeded { .. });
-    let has_length = has_length || (packet.head.family == Family::V4 && !matches!(what, IcmpError::TooBig { .. }));
-    let available = packet.bytes().len() - start;
-    let quoted_bytes = match words {
-        0 => available,
-        words if has_length && words >= QUOTE_WITH_LENGTH_MIN && words <= available => words,
-        _ if has_length => return Err(ParseError::Malformed),
-        _ => available,
-    };
-    let quoted = &packet.bytes()[start..start + quoted_bytes];
+    let quoted = before_extensions(packet.head.family, what, message)?;
     let ip = IpHead::parse(quoted)?;
     if ip.family != packet.head.family || ip.fragment.is_some_and(|fragment| fragment.offset > 0) {
         return Err(ParseError::IcmpOther);
     }
-    let quoted_bytes = quoted_bytes.min(ip.total_bytes);
+    let quoted_bytes = quoted.len().min(ip.total_bytes);
     let layer4 = quoted.get(ip.ip_bytes..quoted_bytes).filter(|l4| l4.len() >= 8).ok_or(ParseError::Malformed)?;
     let ports = match (ip.family, ip.protocol, layer4[0]) {
         (_, protocol::TCP | protocol::UDP, _) => (be16(layer4, 0), be16(layer4, 2)),
@@ -75,6 +62,32 @@ pub fn quote(packet: &Packet) -> Result<Quote, ParseError> {
     };
     let tcp_sequence = (ip.protocol == protocol::TCP).then(|| be32(layer4, 4));
     Ok(Quote { what, tuple, tcp_sequence, start, ip_bytes: ip.ip_bytes, end: start + quoted_bytes })
+}
+
+/// What is quoted, without the extensions that may follow it. Only where the other header fields leave room for it a
+/// length says where they begin (RFC 4884 section 4).
+fn before_extensions(family: Family, what: IcmpError, message: &[u8]) -> Result<&[u8], ParseError> {
+    let quoted = &message[8..];
+    let length = match (family, what) {
+        (Family::V4, _) => 4 * usize::from(message[5]),
+        (Family::V6, IcmpError::Unreachable { .. } | IcmpError::TimeExceeded { .. }) => 8 * usize::from(message[4]),
+        (Family::V6, IcmpError::TooBig { .. } | IcmpError::ParameterProblem { .. }) => return Ok(quoted),
+    };
+    match length {
+        0 if is_extension(quoted.get(QUOTE_WITH_LENGTH_MIN..).unwrap_or_default()) => {
+            Ok(&quoted[..QUOTE_WITH_LENGTH_MIN])
+        }
+        0 => Ok(quoted),
+        length if length >= QUOTE_WITH_LENGTH_MIN => quoted.get(..length).ok_or(ParseError::Malformed),
+        _ => Err(ParseError::Malformed),
+    }
+}
+
+/// Whether these bytes look like an extension structure. Hosts older than the length field put it after 128 bytes
+/// without saying so (RFC 4884 section 5).
+fn is_extension(bytes: &[u8]) -> bool {
+    let has_objects = bytes.len() >= 8 && bytes[0] >> 4 == 2;
+    has_objects && (be16(bytes, 2) == 0 || Sum::of(bytes).checksum() == 0)
 }
 
 fn meaning(family: Family, message: &[u8]) -> Result<IcmpError, ParseError> {

@@ -39,6 +39,7 @@ struct State {
     bytes: u64,
     segment_bytes: u32,
     next_sequence: u32,
+    last_id: u16,
     first_slice: u32,
     last_slice: u32,
     deliver: bool,
@@ -159,6 +160,7 @@ impl Joiner {
             bytes: head.total_bytes.into(),
             segment_bytes: payload,
             next_sequence: sequence(&head).wrapping_add(payload),
+            last_id: identification(&self.arena[start..]),
             first_slice: NONE,
             last_slice: NONE,
             deliver: false,
@@ -177,7 +179,11 @@ impl Joiner {
         fits && next && {
             let one = &self.arena[group.first.clone()];
             let other = &self.arena[start..];
-            same_ip_header(head, one, other) && same_tcp_header(head, one, other)
+            let id = identification(other);
+            // Where it may not be fragmented the id means nothing, and some hosts never change it (RFC 6864).
+            let next_id = id == group.last_id.wrapping_add(1) || (id == group.last_id && head.dont_fragment);
+            let next_id = next_id || head.family == Family::V6;
+            next_id && same_ip_header(head, one, other) && same_tcp_header(head, one, other)
         }
     }
 
@@ -193,6 +199,7 @@ impl Joiner {
         }
         group.last_slice = slice;
         group.packets += 1;
+        group.last_id = identification(&self.arena[start..]);
         group.bytes += u64::from(head.total_bytes);
         group.head.total_bytes += payload_bytes(head);
         group.next_sequence = group.next_sequence.wrapping_add(payload_bytes(head));
@@ -254,7 +261,8 @@ fn is_joinable(packet: &Packet) -> bool {
         Family::V6 => head.ip_bytes == 40,
     };
     let plain_kind = match head.kind {
-        Kind::Tcp(tcp) => tcp.flags & !PSH == ACK,
+        // Beside the length are reserved bits and a flag of accurate ECN.
+        Kind::Tcp(tcp) => tcp.flags & !PSH == ACK && packet.layer4()[12] & 0x0f == 0,
         Kind::Udp => be16(packet.layer4(), 6) != 0,
         Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::FragmentTail => false,
     };
@@ -276,6 +284,11 @@ fn pushes(head: &Head) -> bool {
     matches!(head.kind, Kind::Tcp(tcp) if tcp.flags & PSH != 0)
 }
 
+/// Of IPv4; IPv6 has none.
+fn identification(packet: &[u8]) -> u16 {
+    be16(packet, 4)
+}
+
 /// All but length, identification, checksum and addresses (which the tuple compared).
 fn same_ip_header(head: &Head, one: &[u8], other: &[u8]) -> bool {
     match head.family {
@@ -284,13 +297,14 @@ fn same_ip_header(head: &Head, one: &[u8], other: &[u8]) -> bool {
     }
 }
 
-/// Acknowledgment, window and options; sequence numbers, PSH and checksum were looked at or may differ.
+/// Acknowledgment, window, urgent pointer and options; sequence numbers, PSH and checksum were looked at or may differ.
 fn same_tcp_header(head: &Head, one: &[u8], other: &[u8]) -> bool {
     let Kind::Tcp(_) = head.kind else { return true };
     let at = usize::from(head.ip_bytes);
     let options = at + 20..at + usize::from(head.l4_bytes);
     one[at + 8..at + 12] == other[at + 8..at + 12]
         && one[at + 14..at + 16] == other[at + 14..at + 16]
+        && one[at + 18..at + 20] == other[at + 18..at + 20]
         && one[options.clone()] == other[options]
 }
 

@@ -232,6 +232,7 @@ impl IpHead {
 
     /// As far as RFC 8200 section 4 lets a node look: hop-by-hop first, then destination options and one fragment header.
     fn walk_extensions(&mut self, bytes: &[u8]) -> Result<(), ParseError> {
+        let mut is_fragment = false;
         for number in 0..=EXTENSION_HEADERS_MAX {
             let is_options = match self.protocol {
                 0 if number == 0 => true,
@@ -246,10 +247,13 @@ impl IpHead {
             if self.ip_bytes + length > bytes.len().min(self.total_bytes) {
                 return Err(ParseError::Malformed);
             }
-            if !is_options {
-                if self.fragment.is_some() {
-                    return Err(ParseError::TinyFragment);
+            if is_options {
+                check_tlvs(&bytes[self.ip_bytes + 2..self.ip_bytes + length])?;
+            } else {
+                if is_fragment {
+                    return Err(ParseError::Malformed);
                 }
+                is_fragment = true;
                 let word = be16(header, 2);
                 let fragment = Fragment { id: be32(header, 4), offset: word & 0xfff8, more: word & 1 != 0 };
                 // An atomic fragment is whole (RFC 6946): it needs no other.
@@ -265,14 +269,25 @@ impl IpHead {
     }
 }
 
-/// Options that route or record routes are refused (RFC 7126 sections 4.3 to 4.5), as are lengths that lie.
+/// Options that route or carry addresses are refused (RFC 7126 sections 4.3 to 4.7), as are lengths that lie.
 fn check_options(options: &[u8]) -> Result<(), ParseError> {
+    const RECORD_ROUTE: u8 = 7;
+    const TIMESTAMP: u8 = 68;
+    const TRACEROUTE: u8 = 82;
+    const LOOSE_SOURCE_ROUTE: u8 = 131;
+    const STRICT_SOURCE_ROUTE: u8 = 137;
     let mut at = 0;
     while at < options.len() {
         match options[at] {
             0 => return Ok(()),
             1 => at += 1,
-            7 | 131 | 137 => return Err(ParseError::SourceRoute),
+            RECORD_ROUTE | TRACEROUTE | LOOSE_SOURCE_ROUTE | STRICT_SOURCE_ROUTE => {
+                return Err(ParseError::SourceRoute);
+            }
+            // Unless its flags are 0, it holds addresses beside the times (RFC 791).
+            TIMESTAMP if options.get(at + 3).is_none_or(|flags| flags & 0x0f != 0) => {
+                return Err(ParseError::SourceRoute);
+            }
             _ => match options.get(at + 1) {
                 Some(length) if *length >= 2 && at + usize::from(*length) <= options.len() => {
                     at += usize::from(*length)
@@ -280,6 +295,24 @@ fn check_options(options: &[u8]) -> Result<(), ParseError> {
                 Some(_) | None => return Err(ParseError::Malformed),
             },
         }
+    }
+    Ok(())
+}
+
+/// The options of a hop-by-hop or destination options header: they fill it, and none carries an address.
+fn check_tlvs(mut options: &[u8]) -> Result<(), ParseError> {
+    const PAD1: u8 = 0;
+    /// It takes the source's place, in the checksum too (RFC 6275 section 6.3).
+    const HOME_ADDRESS: u8 = 0xc9;
+
+    while let Some(kind) = options.first() {
+        let length = match (*kind, options.get(1)) {
+            (PAD1, _) => 1,
+            (HOME_ADDRESS, _) => return Err(ParseError::SourceRoute),
+            (_, Some(length)) => 2 + usize::from(*length),
+            (_, None) => return Err(ParseError::Malformed),
+        };
+        options = options.get(length..).ok_or(ParseError::Malformed)?;
     }
     Ok(())
 }
@@ -294,7 +327,11 @@ impl Head {
         if let Some(fragment) = ip.fragment {
             let inner = layer4.len();
             let ends_odd = fragment.more && !inner.is_multiple_of(8);
-            if ends_odd || inner == 0 || usize::from(fragment.offset) + inner > 65_535 {
+            // The whole must not overrun its length field, which in IPv4 counts the header too.
+            let header = if ip.family == Family::V4 { ip.ip_bytes } else { 0 };
+            // A tail that begins within a TCP header could rewrite its flags (RFC 3128).
+            let rewrites = ip.protocol == protocol::TCP && (1..20).contains(&fragment.offset);
+            if ends_odd || inner == 0 || rewrites || header + usize::from(fragment.offset) + inner > 65_535 {
                 return Err(ParseError::TinyFragment);
             }
         }

@@ -1,5 +1,5 @@
-//! Replies of the gateway itself. None is ever about an ICMP error or a fragment's tail (RFC 1122 section 3.2.2), so
-//! no two gateways can keep each other busy.
+//! Replies of the gateway itself. None is ever about an ICMP error or a fragment's tail, nor about what was sent to or
+//! claims to be from several hosts or none (RFC 1122 section 3.2.2), so no two gateways can keep each other busy.
 
 use super::split::set_ipv4_checksum;
 use super::{FiveTuple, Kind, Packet, icmp, protocol};
@@ -27,7 +27,7 @@ pub enum Unreachable {
 #[must_use]
 pub fn reset(of: &Packet) -> Option<Vec<u8>> {
     let Kind::Tcp(tcp) = of.head.kind else { return None };
-    if tcp.flags & RST != 0 {
+    if tcp.flags & RST != 0 || !is_between_hosts(&of.head.tuple) {
         return None;
     }
     let counted = u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0) + of.payload().len() as u32;
@@ -82,7 +82,7 @@ pub fn too_big(of: &Packet, mtu: u16, source: IpAddr) -> Option<Vec<u8>> {
 
 fn error(of: &Packet, source: IpAddr, header: [u8; 8]) -> Option<Vec<u8>> {
     let silent = matches!(of.head.kind, Kind::IcmpError | Kind::FragmentTail);
-    if silent || Family::of(source) != of.head.family {
+    if silent || !is_between_hosts(&of.head.tuple) || Family::of(source) != of.head.family {
         return None;
     }
     let (ip_bytes, bytes_max, number) = match of.head.family {
@@ -95,6 +95,18 @@ fn error(of: &Packet, source: IpAddr, header: [u8; 8]) -> Option<Vec<u8>> {
     let tuple = FiveTuple { source, destination, source_port: 0, destination_port: 0, protocol: number };
     icmp::set_checksum(&tuple, &mut message);
     Some(in_ip(&tuple, &message))
+}
+
+fn is_between_hosts(tuple: &FiveTuple) -> bool {
+    let source_is_host = match tuple.source {
+        IpAddr::V4(a) => !a.is_loopback() && !matches!(a.octets()[0], 0 | 224..),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unspecified() && !a.is_multicast(),
+    };
+    let destination_is_host = match tuple.destination {
+        IpAddr::V4(a) => a.octets()[0] < 224,
+        IpAddr::V6(a) => !a.is_multicast(),
+    };
+    source_is_host && destination_is_host
 }
 
 fn in_ip(tuple: &FiveTuple, layer4: &[u8]) -> Vec<u8> {

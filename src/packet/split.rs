@@ -30,7 +30,8 @@ pub fn may_fragment(packet: &Packet) -> bool {
 
 /// Emits the packets that it stands for, with complete checksums, built in `scratch`.
 pub fn split(packet: &Packet, scratch: &mut [u8], mut emit: impl FnMut(&[u8])) {
-    let Some(segment_bytes) = packet.offload.segment_bytes else {
+    // Without payload there is nothing to divide.
+    let Some(segment_bytes) = packet.offload.segment_bytes.filter(|_| !packet.payload().is_empty()) else {
         if !packet.offload.checksum_partial {
             return emit(packet.bytes());
         }
