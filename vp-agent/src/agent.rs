@@ -135,7 +135,11 @@ impl Agent {
             wanted: Mutex::new(wanted),
         });
         let running = Running { agent, events, notices, syncer, data };
-        running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await?;
+        let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
+        if let Err(error) = applied {
+            running.stop().await;
+            return Err(error.into());
+        }
         Ok(running)
     }
 
@@ -198,6 +202,17 @@ impl Agent {
         }
     }
 
+    /// What another program took away: `nft flush ruleset` is what restarting many a firewall begins with.
+    async fn restore(&self) {
+        let mut wanted = self.wanted.lock().await;
+        let Some(nft) = &mut wanted.nft else { return };
+        match nft.restore().await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("another program had removed the gateway's nftables table; it is there again"),
+            Err(error) => tracing::warn!("nftables: {error:#}"),
+        }
+    }
+
     /// This site's name.
     pub async fn site(&self) -> Name {
         self.wanted.lock().await.config.settings.site.clone()
@@ -255,19 +270,22 @@ impl Desired {
 }
 
 impl Running {
-    /// Carries events until told to stop.
-    pub async fn run(&mut self, mut stop: impl Future<Output = ()> + Unpin) {
+    /// Carries events until told to stop. An error when there is nothing to carry any more.
+    pub async fn run(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<(), dataplane::Gone> {
         let mut resolve = tokio::time::interval(RESOLVE_PAUSE);
         let mut sync = tokio::time::interval(SYNC_PAUSE);
         loop {
             tokio::select! {
-                () = &mut stop => return,
+                () = &mut stop => return Ok(()),
                 event = self.events.recv() => match event {
                     Some(event) => self.take(event).await,
-                    None => return,
+                    None => return Err(dataplane::Gone),
                 },
                 Some(notice) = self.notices.recv() => self.notice(notice).await,
-                _ = resolve.tick() => self.agent.resolve().await,
+                _ = resolve.tick() => {
+                    self.agent.resolve().await;
+                    self.agent.restore().await;
+                }
                 _ = sync.tick() => self.sync().await,
             }
         }

@@ -104,13 +104,13 @@ async fn run(file: &Path) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    running.run(Box::pin(stop)).await;
+    let ended = running.run(Box::pin(stop)).await;
     sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
     reload.abort();
     let socket = running.agent.wanted.lock().await.config.socket.clone();
     std::fs::remove_file(socket).ok();
     running.stop().await;
-    Ok(())
+    Ok(ended?)
 }
 
 async fn serve(running: &Running) -> anyhow::Result<()> {

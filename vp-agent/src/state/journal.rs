@@ -68,7 +68,13 @@ impl FileJournal {
 impl Journal for FileJournal {
     fn append(&mut self, grant: &Grant, granted: bool) -> io::Result<()> {
         let operation = if granted { Operation::Grant } else { Operation::Release };
-        self.file.write_all(&line(grant, operation)?)?;
+        let line = line(grant, operation)?;
+        let length = self.file.metadata()?.len();
+        if let Err(error) = self.file.write_all(&line) {
+            // Half a line (the disk is full) would be damage as soon as another line followed it.
+            self.file.set_len(length)?;
+            return Err(error);
+        }
         self.unsynced.store(true, Ordering::Relaxed);
         Ok(())
     }
