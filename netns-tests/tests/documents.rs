@@ -9,8 +9,11 @@ use netns_tests::{Access, Internet, Lab, Namespace, Process, Site, TcpServer, ag
 use serde_json::Value;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
+
+const NOBODY: u32 = 65534;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -74,11 +77,25 @@ fn the_first_two_sites_of_the_readme_work_step_by_step() {
         let said = factory.ctl("explain --from plc --to web.cloud --port tcp/80")?;
         ensure!(said.ends_with("allowed\n"), "{said}");
         factory.ctl("doctor")?;
-        Ok(())
+        every_metric_is_in(&readme, &factory)
     });
 }
 
-/// An agent with a file as an operator writes it; paths are the lab's own.
+fn every_metric_is_in(readme: &str, gateway: &Gateway) -> Result<()> {
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--fail", "--unix-socket"]).arg(gateway.directory.join("agent.sock")).arg("http://vp/metrics");
+    let text = String::from_utf8(curl.output()?.stdout)?;
+    let kinds: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+    ensure!(kinds.len() > 10, "{text}");
+    for kind in kinds {
+        let (name, kind) = kind.split_once(' ').context("a type")?;
+        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        ensure!(readme.contains(&format!("| `{name}` |")), "{name} is not in the README");
+    }
+    Ok(())
+}
+
+/// An agent with a file as an operator writes it, and with no more rights than the unit gives it; paths are the lab's own.
 struct Gateway {
     directory: PathBuf,
     _process: Process,
@@ -91,8 +108,20 @@ impl Gateway {
         let at = directory.display();
         let file = directory.join("agent.yaml");
         fs::write(&file, format!("{text}state_dir: {at}/state\nsocket: {at}/agent.sock\n"))?;
-        let mut command = machine.command(&agent::binary("vp-agent")?.to_string_lossy());
-        let process = Process::start(lab, machine.label(), command.arg("--config").arg(&file))?;
+        // Where that user can reach it.
+        let program = directory.join("vp-agent");
+        fs::copy(agent::binary("vp-agent")?, &program)?;
+        let group = group()?;
+        chown(&directory, Some(NOBODY), Some(group))?;
+        // In a mount namespace of its own, with the device as udev makes it: for everybody.
+        let device = "mount -t tmpfs tmpfs /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec setpriv \"$@\"";
+        let mut command = machine.command("sh");
+        command.args(["-c", device, "sh"]);
+        command.args([format!("--reuid={NOBODY}"), format!("--regid={group}"), "--clear-groups".to_owned()]);
+        let capabilities = capabilities()?;
+        command.args(["inh-caps", "ambient-caps", "bounding-set"].map(|set| format!("--{set}=-all{capabilities}")));
+        command.arg("--no-new-privs").arg(program).arg("--config").arg(&file);
+        let process = Process::start(lab, machine.label(), &mut command)?;
         let gateway = Self { directory, _process: process };
         wait_for("the agent to answer", || gateway.ask("status").map(Some))?;
         Ok(gateway)
@@ -109,7 +138,7 @@ impl Gateway {
     }
 
     fn ctl(&self, arguments: &str) -> Result<String> {
-        let mut command = std::process::Command::new(agent::binary("vp-ctl")?);
+        let mut command = Command::new(agent::binary("vp-ctl")?);
         command.arg("--socket").arg(self.directory.join("agent.sock")).args(arguments.split_whitespace());
         let Output { status, stdout, stderr } = command.output()?;
         let [out, error] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -120,4 +149,20 @@ impl Gateway {
     fn ask(&self, arguments: &str) -> Result<Value> {
         Ok(serde_json::from_str(&self.ctl(&format!("-o json {arguments}"))?)?)
     }
+}
+
+/// That of the unit, if this machine has it: the socket becomes its.
+fn group() -> Result<u32> {
+    let groups = fs::read_to_string("/etc/group")?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("vp:"));
+    Ok(own.and_then(|rest| rest.split(':').nth(1)?.parse().ok()).unwrap_or(NOBODY))
+}
+
+/// What the unit leaves the agent, as setpriv takes it: `,+net_admin` and so on.
+fn capabilities() -> Result<String> {
+    let unit = fs::read_to_string(repository().join("packaging/vp-agent.service"))?;
+    let of = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key)).map(str::to_lowercase);
+    let (ambient, bounding) = (of("AmbientCapabilities="), of("CapabilityBoundingSet="));
+    ensure!(ambient.is_some() && ambient == bounding, "{unit}");
+    Ok(ambient.unwrap_or_default().split_whitespace().map(|name| name.replace("cap_", ",+")).collect())
 }
