@@ -18,6 +18,7 @@ use client::Client;
 use connection::Wire;
 use server::Changes;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
@@ -68,6 +69,7 @@ struct Shared<L> {
     link: L,
     notices: Notices,
     peers: Mutex<Peers>,
+    packets_lost: AtomicU64,
 }
 
 struct Peers {
@@ -121,7 +123,12 @@ impl<L: Link> Control<L> {
     pub fn start(link: L, seed: u64) -> (Self, mpsc::Receiver<Notice>) {
         let (notices, read) = mpsc::channel(NOTICES_MAX);
         let peers = Mutex::new(Peers { channels: BTreeMap::new(), random: seed });
-        (Self { shared: Arc::new(Shared { link, notices: Notices(notices), peers }) }, read)
+        (
+            Self {
+                shared: Arc::new(Shared { link, notices: Notices(notices), peers, packets_lost: AtomicU64::new(0) }),
+            },
+            read,
+        )
     }
 
     /// Takes what concerns the control channel and leaves the rest. Called within the runtime.
@@ -142,6 +149,12 @@ impl<L: Link> Control<L> {
             }
             _ => {}
         }
+    }
+
+    /// Packets of peers that found no room or nobody to take them.
+    #[must_use]
+    pub fn packets_lost(&self) -> u64 {
+        self.shared.packets_lost.load(Ordering::Relaxed)
     }
 
     /// Whether the peer's control service answers.
@@ -206,7 +219,9 @@ impl<L: Link> Control<L> {
         let mut peers = self.peers();
         let seed = peers.next_seed();
         let channel = peers.channels.entry(peer).or_insert_with(|| self.open(peer, seed));
-        let _ = channel.packets.try_send(packet.to_vec());
+        if channel.packets.try_send(packet.to_vec()).is_err() {
+            self.shared.packets_lost.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     fn open(&self, peer: PeerId, seed: u64) -> Peer {

@@ -474,4 +474,39 @@ mod tests {
         (0..MESSAGE_BYTES_MAX / 2).for_each(|_| message.extend([0x12, 0]));
         assert!(matches!(read(&message), Err(Refusal::Service { .. })));
     }
+
+    /// Any bytes: no panic, and what is taken is an offer that this agent could have sent itself.
+    #[test]
+    fn whatever_is_read_is_a_whole_offer() {
+        let block = |n: u32| proto::Service {
+            labels: [("k".to_owned(), n.to_string())].into(),
+            ..service(&format!("s-{n}"), 16 * n, 4)
+        };
+        let callers = (2..5).map(|n| proto::Caller { index: n, name: "plc".to_owned() }).collect();
+        let good = proto::Offer { version: VERSION, services: (1..4).map(block).collect(), callers }.encode_to_vec();
+        let (mut random, mut taken) = (9_u64, 0);
+        // splitmix64
+        let mut below = |limit: usize| {
+            random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            usize::try_from(mixed >> 33).unwrap() % limit
+        };
+        for _ in 0..200_000 {
+            let mut bytes = good.clone();
+            for _ in 0..=below(3) {
+                let at = below(bytes.len());
+                match below(4) {
+                    0 => bytes[at] = u8::try_from(below(256)).unwrap(),
+                    1 => bytes.truncate(at + 1),
+                    2 => bytes[at] ^= 1 << below(8),
+                    _ => bytes.insert(at, u8::try_from(below(256)).unwrap()),
+                }
+            }
+            if let Ok(offer) = read(&bytes) {
+                taken += 1;
+                assert_eq!(read(&to_message(offer.clone()).encode_to_vec()), Ok(offer));
+            }
+        }
+        assert!(taken > 1000, "{taken}");
+    }
 }

@@ -8,7 +8,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 use tracing::debug;
 use vp::addr::{Name, PeerId, Protocol, wire};
 use vp::catalogue::Offer;
+use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{ExplainRequest, ExplainResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse};
 
@@ -26,6 +27,9 @@ const REQUEST_BYTES_MAX: usize = 16 * 1024;
 const HEADER_BYTES_MAX: u32 = 8 * 1024;
 /// An agent has one stream of offers open and asks one thing at a time for its operator.
 const STREAMS_MAX: u32 = 16;
+/// Each request costs the data thread a look at its tables.
+const REQUESTS_A_SECOND: u64 = 10;
+const REQUESTS_AT_ONCE: u64 = 30;
 const PROBES_MAX: usize = 4;
 const PROBE_SECONDS_MAX: u64 = 3;
 /// For everything but a stream of offers; a probe takes longest.
@@ -54,7 +58,13 @@ pub async fn run<L: Link>(
     changes: Arc<watch::Sender<Changes>>,
     accepted: mpsc::Receiver<Connection>,
 ) {
-    let service = Service { peer, link: link.clone(), changes, probes: Arc::new(Semaphore::new(PROBES_MAX)) };
+    let service = Service {
+        peer,
+        link: link.clone(),
+        changes,
+        requests: Mutex::new(Bucket::new(REQUESTS_A_SECOND, REQUESTS_AT_ONCE, Instant::now().into_std())),
+        probes: Semaphore::new(PROBES_MAX),
+    };
     let service = ControlServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
     let mut server = tonic::transport::Server::builder()
         .timeout(Duration::from_secs(ANSWER_SECONDS_MAX))
@@ -70,7 +80,18 @@ struct Service<L> {
     peer: PeerId,
     link: L,
     changes: Arc<watch::Sender<Changes>>,
-    probes: Arc<Semaphore>,
+    requests: Mutex<Bucket>,
+    probes: Semaphore,
+}
+
+impl<L> Service<L> {
+    fn admit(&self) -> Result<(), Status> {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if requests.take(1, Instant::now().into_std()) {
+            return Ok(());
+        }
+        Err(Status::resource_exhausted(format!("at most {REQUESTS_A_SECOND} requests a second are answered")))
+    }
 }
 
 #[tonic::async_trait]
@@ -78,6 +99,7 @@ impl<L: Link> Control for Service<L> {
     type OffersStream = Pin<Box<dyn Stream<Item = Result<vp_proto::control::Offer, Status>> + Send>>;
 
     async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Self::OffersStream>, Status> {
+        self.admit()?;
         let OffersRequest { versions, agent } = request.into_inner();
         if !versions.contains(&offer::VERSION) {
             return Err(Status::failed_precondition(format!("this agent speaks version {}", offer::VERSION)));
@@ -95,6 +117,7 @@ impl<L: Link> Control for Service<L> {
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
+        self.admit()?;
         let ProbeRequest { service, protocol, port } = request.into_inner();
         let target = read_target(&service, protocol, port)?;
         let Ok(_permit) = self.probes.try_acquire() else {
@@ -111,6 +134,7 @@ impl<L: Link> Control for Service<L> {
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        self.admit()?;
         let ExplainRequest { service, caller, protocol, port } = request.into_inner();
         let target = read_target(&service, protocol, port)?;
         let caller = match u16::try_from(caller) {

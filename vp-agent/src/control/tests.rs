@@ -3,7 +3,6 @@
 use super::*;
 use std::net::IpAddr;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
 use vp::node::OfferError;
@@ -441,6 +440,22 @@ async fn an_explanation_is_the_far_gateways_own() {
     assert_eq!(a.control.explain(PEER, &target, None).await, Ok(Err("unknown-caller".to_owned())));
     assert_eq!(b.control.explain(PEER, &target, Some(9)).await, Ok(Ok("site:factory Some(9)".to_owned())));
     assert_eq!(b.control.explain(PeerId(8), &target, None).await, Err(AskError::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_asks_without_end_is_answered_at_its_rate() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    a.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    let target = Target { service: name("web"), protocol: Protocol::Tcp, port: 80 };
+    let start = Instant::now();
+    let mut answered = 0;
+    for _ in 0..500 {
+        answered += u64::from(a.control.explain(PEER, &target, None).await.is_ok());
+    }
+    let seconds = start.elapsed().as_secs() + 1;
+    assert!((10..=30 + 10 * seconds).contains(&answered), "{answered} in {seconds} s");
+    b.offers(many(2));
+    a.has(&many(2)).await;
 }
 
 /// A peer that speaks TCP but not gRPC, on all the connections it can have, does not keep its own next agent out.
