@@ -19,7 +19,7 @@ pub struct Explain {
     /// A client's name or an address of this site [default: the gateway itself]
     #[arg(long, short, value_name = "CALLER")]
     from: Option<String>,
-    /// Such as web.cloud, or its local address
+    /// Such as web.cloud
     #[arg(long, short, value_name = "SERVICE")]
     to: String,
     /// As the caller calls it: tcp/8080, udp/53 or icmp
