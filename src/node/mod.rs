@@ -20,6 +20,7 @@ pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePat
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
+pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, ServiceName};

@@ -254,7 +254,8 @@ fn target_text(target: &Target) -> String {
 }
 
 /// From whoever opened the flow to whom it called. ICMP has no ports to show.
-pub(super) fn ends(tuple: &FiveTuple) -> api::Ends {
+#[must_use]
+pub fn ends(tuple: &FiveTuple) -> api::Ends {
     let end = |address: IpAddr, port: u16| match Protocol::from_number(tuple.protocol) {
         Some(Protocol::Tcp | Protocol::Udp) => SocketAddr::new(address, port).to_string(),
         Some(Protocol::Icmp) | None => address.to_string(),

@@ -28,6 +28,12 @@ pub fn decode(header: &[u8; HEADER_BYTES]) -> Result<Offload, ParseError> {
     Ok(Offload { checksum_partial: header[0] & NEEDS_CSUM != 0, segment_bytes })
 }
 
+/// Whether it is of joined UDP datagrams, which kernels before Linux 6.2 do not take.
+#[must_use]
+pub fn is_udp_segments(header: &[u8; HEADER_BYTES]) -> bool {
+    header[1] & !GSO_ECN == GSO_UDP_L4
+}
+
 #[must_use]
 pub fn encode(head: &Head, offload: Offload) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];

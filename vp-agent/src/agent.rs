@@ -1,7 +1,8 @@
 //! The gateway as a whole: what the file and vp-ctl want, applied to the node and to the host. Lives on the control
 //! thread; the data thread is reached by its handle alone.
 
-use crate::config::{self, Config, ConfigError, HostNetworks, Reach};
+use crate::audit::Audit;
+use crate::config::{self, Config, ConfigError, FieldError, HostNetworks, Reach, one_line};
 use crate::control::{Control, Notice};
 use crate::dataplane::{self, DataPlane, Handle};
 use crate::netlink::{self, Network};
@@ -9,15 +10,16 @@ use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir, Syncer};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc};
-use vp::addr::{Name, PeerId};
-use vp::node::{Event, Exposure, Mapping, Node, Settings, SettingsError};
-use vp_proto::api::{ExposeRequest, MapRequest};
+use vp::addr::{Limits, Name, PeerId};
+use vp::node::{Denial, Event, FlowEnd, FlowRecord, Mapping, Node, Settings, SettingsError, ends};
+use vp_proto::api::AuditRecord;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// How often names of peers that are away are resolved again.
@@ -36,6 +38,9 @@ pub struct Agent {
     pub buffer_bytes: (usize, usize),
     pub public_key: [u8; 32],
     pub wanted: Mutex<Desired>,
+    pub audit: Mutex<Audit>,
+    /// Names of peers, so that not every flow's record asks the data thread; forgotten when peers may change.
+    sites: Mutex<BTreeMap<PeerId, Name>>,
 }
 
 /// What is wanted, and where it is kept.
@@ -67,6 +72,8 @@ pub enum Refused {
     #[error("{0}")]
     Config(#[from] ConfigError),
     #[error("{0}")]
+    Field(#[from] FieldError),
+    #[error("{0}")]
     Settings(#[from] SettingsError),
     #[error("{0}")]
     State(#[from] crate::state::StateError),
@@ -93,13 +100,13 @@ impl Agent {
         torn.iter().for_each(|warning| tracing::warn!("{warning}"));
         let runtime = Runtime::load(&state)?;
         let endpoints = Endpoints::load(&state)?;
-        let (settings, clashes) = effective(&config, &runtime, &endpoints)?;
+        let (settings, clashes) = effective(&config, &runtime, &endpoints);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
         let public_key = PublicKey::from(&key).to_bytes();
         let node = Node::new(settings, leases, key, seed, Instant::now())?;
         let interface = &config.interface;
-        let tun = Tun::open(interface).with_context(|| format!("cannot open interface {interface} (/dev/net/tun)"))?;
+        let tun = Tun::open(interface)?;
         let offload = tun.offload();
         if offload != TunOffload::TcpAndUdp {
             tracing::warn!("interface {interface}: offload {}, which costs speed", offload.word());
@@ -108,11 +115,13 @@ impl Agent {
             Some(listen) => format!("cannot listen on {listen}"),
             None => "cannot open a UDP socket".to_owned(),
         })?;
+        udp.refusals().iter().for_each(|refusal| tracing::warn!("{refusal}"));
         let (listen, buffer_bytes) = (udp.local_address()?, udp.buffer_bytes()?);
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, tun, udp, journal: Box::new(journal) })?;
         let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
+        let audit = Audit::open(config.audit.as_deref());
         let wanted = Desired {
             config,
             runtime,
@@ -133,6 +142,8 @@ impl Agent {
             buffer_bytes,
             public_key,
             wanted: Mutex::new(wanted),
+            audit: Mutex::new(audit),
+            sites: Mutex::default(),
         });
         let running = Running { agent, events, notices, syncer, data };
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
@@ -149,24 +160,28 @@ impl Agent {
         let mut config = Config::load(&wanted.config.file, &host_networks().await?)?;
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(fixed_changes(&wanted.config, &config)?);
-        let (settings, clashes) = effective(&config, &wanted.runtime, &wanted.endpoints)?;
+        let (settings, clashes) = effective(&config, &wanted.runtime, &wanted.endpoints);
         warnings.extend(clashes);
         self.configure(settings).await?;
         wanted.config = config;
         wanted.apply_to_host(&self.handle).await?;
+        drop(wanted);
+        self.audit.lock().await.reopen();
+        self.tell("configuration", "the file was read again".to_owned()).await;
         Ok(warnings)
     }
 
-    /// Makes what vp-ctl asked for true, and keeps it only then.
+    /// Makes what vp-ctl asked for true, and keeps it only then. It is judged by the settings that are in force.
     pub async fn change(
         &self,
-        change: impl FnOnce(&mut Runtime, &Config) -> Result<(), Refused>,
+        what: String,
+        change: impl FnOnce(&mut Runtime, &Config, &Settings) -> Result<(), Refused>,
     ) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
         let mut runtime = wanted.runtime.clone();
-        change(&mut runtime, &wanted.config)?;
-        let (settings, clashes) = effective(&wanted.config, &runtime, &wanted.endpoints)?;
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &wanted.endpoints)?;
+        let (before, _) = effective(&wanted.config, &wanted.runtime, &wanted.endpoints);
+        change(&mut runtime, &wanted.config, &before)?;
+        let (settings, clashes) = effective(&wanted.config, &runtime, &wanted.endpoints);
         self.configure(settings).await?;
         if let Err(error) = runtime.save(&wanted.state) {
             self.configure(before).await?;
@@ -174,10 +189,13 @@ impl Agent {
         }
         wanted.runtime = runtime;
         wanted.apply_to_host(&self.handle).await?;
+        drop(wanted);
+        self.tell("configuration", what).await;
         Ok(clashes)
     }
 
     async fn configure(&self, settings: Settings) -> Result<(), Refused> {
+        self.sites.lock().await.clear();
         Ok(self.handle.call(move |node, _, now| node.configure(settings, now)).await??)
     }
 
@@ -213,13 +231,53 @@ impl Agent {
         }
     }
 
+    /// A record of what happened to the gateway itself.
+    async fn tell(&self, event: &str, detail: String) {
+        let site = self.site().await.to_string();
+        let record = AuditRecord { event: event.to_owned(), site, detail: Some(detail), ..AuditRecord::default() };
+        self.audit.lock().await.write(record);
+    }
+
+    async fn tell_peer(&self, event: &str, peer: &Name) {
+        let (site, peer) = (self.site().await.to_string(), Some(peer.to_string()));
+        let record = AuditRecord { event: event.to_owned(), site, peer, ..AuditRecord::default() };
+        self.audit.lock().await.write(record);
+    }
+
+    /// A record of a flow or a denial, with the names that the numbers stand for.
+    async fn tell_flow(&self, event: Event) {
+        let site = self.site().await.to_string();
+        let peer = match &event {
+            Event::FlowOpened(flow) | Event::FlowClosed { flow, .. } => Some(flow.peer),
+            Event::Denied(denial) => denial.peer,
+            _ => return,
+        };
+        let peer = match peer {
+            Some(peer) => self.site_of(peer).await.map(|site| site.to_string()),
+            None => None,
+        };
+        let mut audit = self.audit.lock().await;
+        match event {
+            Event::FlowOpened(flow) => audit.write(flow_record("flow-opened", site, peer, &flow, None)),
+            Event::FlowClosed { flow, end } => audit.write(flow_record("flow-closed", site, peer, &flow, Some(end))),
+            Event::Denied(denial) => audit.deny(denial_record(site, peer, &denial)),
+            _ => {}
+        }
+    }
+
     /// This site's name.
     pub async fn site(&self) -> Name {
         self.wanted.lock().await.config.settings.site.clone()
     }
 
     async fn site_of(&self, peer: PeerId) -> Option<Name> {
-        self.handle.call(move |node, _, _| node.peer_site(peer).cloned()).await.ok().flatten()
+        let mut sites = self.sites.lock().await;
+        if let Some(site) = sites.get(&peer) {
+            return Some(site.clone());
+        }
+        let site = self.handle.call(move |node, _, _| node.peer_site(peer).cloned()).await.ok().flatten()?;
+        sites.insert(peer, site.clone());
+        Some(site)
     }
 }
 
@@ -301,11 +359,13 @@ impl Running {
             Event::PeerUp(peer) => {
                 if let Some(site) = self.agent.site_of(peer).await {
                     tracing::info!("peer {site} is up");
+                    self.agent.tell_peer("peer-up", &site).await;
                 }
             }
             Event::PeerDown(peer) => {
                 if let Some(site) = self.agent.site_of(peer).await {
                     tracing::info!("peer {site} is down");
+                    self.agent.tell_peer("peer-down", &site).await;
                 }
             }
             Event::PeerMoved { peer, to } => {
@@ -317,7 +377,9 @@ impl Running {
                 }
             }
             Event::Control { .. } | Event::OfferChanged(_) => {}
-            Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => {}
+            event @ (Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_)) => {
+                self.agent.tell_flow(event).await;
+            }
         }
     }
 
@@ -325,10 +387,12 @@ impl Running {
         if let Notice::OfferRefused { peer, reason } = &notice {
             let site = self.agent.site_of(*peer).await.map(|site| site.to_string()).unwrap_or_default();
             tracing::warn!("peer {site}: its offer was refused: {reason}");
+            self.agent.tell("offer-refused", format!("{site}: {reason}")).await;
         }
     }
 
     async fn sync(&self) {
+        self.agent.audit.lock().await.tick();
         if let Err(error) = self.syncer.sync() {
             tracing::warn!("the lease journal does not reach the disk: {error}");
         }
@@ -366,28 +430,32 @@ pub async fn host_networks() -> Result<HostNetworks> {
     Ok(HostNetworks { interfaces: networks.collect() })
 }
 
-/// The file's settings with those of vp-ctl. Where both speak of one thing the file is right, which is said.
-fn effective(
-    config: &Config,
-    runtime: &Runtime,
-    endpoints: &Endpoints,
-) -> Result<(Settings, Vec<String>), ConfigError> {
+/// The file's settings with those of vp-ctl. Where both speak of one thing the file is right, and what the file leaves
+/// no room for any more is left out; both are said.
+fn effective(config: &Config, runtime: &Runtime, endpoints: &Endpoints) -> (Settings, Vec<String>) {
     let mut settings = config.settings.clone();
     let mut clashes = Vec::new();
     for request in &runtime.expose {
-        let exposure = exposure(request)?;
-        if settings.exposures.iter().any(|known| known.name == exposure.name) {
-            clashes.push(format!("service {}: the file's entry stands, not that of vp-ctl expose", exposure.name));
-        } else {
-            settings.exposures.push(exposure);
+        match config::exposure(request, Limits::default(), &settings) {
+            Ok(exposure) if settings.exposures.iter().any(|known| known.name == exposure.name) => {
+                clashes.push(format!("service {}: the file's entry stands, not that of vp-ctl expose", exposure.name));
+            }
+            Ok(exposure) => settings.exposures.push(exposure),
+            Err(error) => {
+                clashes.push(format!("service {} of vp-ctl expose is left out: {error}", one_line(&request.name)));
+            }
         }
     }
     for request in &runtime.map {
-        let mapping = mapping(request, &settings)?;
-        if settings.mappings.iter().any(|known| known.service == mapping.service) {
-            clashes.push(format!("mapping of {}: the file's entry stands, not that of vp-ctl map", mapping.service));
-        } else {
-            settings.mappings.push(mapping);
+        match config::mapping(request, &settings) {
+            Ok(mapping) if settings.mappings.iter().any(|known| known.service == mapping.service) => {
+                clashes
+                    .push(format!("mapping of {}: the file's entry stands, not that of vp-ctl map", mapping.service));
+            }
+            Ok(mapping) => settings.mappings.push(mapping),
+            Err(error) => {
+                clashes.push(format!("mapping of {} of vp-ctl map is left out: {error}", one_line(&request.service)));
+            }
         }
     }
     for peer in &mut settings.peers {
@@ -397,30 +465,7 @@ fn effective(
             peer.endpoint = endpoints.0.get(site).copied();
         }
     }
-    Ok((settings, clashes))
-}
-
-pub fn exposure(request: &ExposeRequest) -> Result<Exposure, ConfigError> {
-    let texts = |texts: &[String]| texts.iter().cloned().map(config::plain).collect();
-    config::exposure(&config::RawExposure {
-        name: config::plain(request.name.clone()),
-        target: config::plain(config::Targets(request.target.clone())),
-        ports: config::plain(texts(&request.ports)),
-        allow: texts(&request.allow),
-        source: request.source.clone().map(config::plain),
-        limits: config::RawLimits::default(),
-    })
-}
-
-pub fn mapping(request: &MapRequest, settings: &Settings) -> Result<Mapping, ConfigError> {
-    let texts = |texts: &[String]| texts.iter().cloned().map(config::plain).collect();
-    let raw = config::RawMapping {
-        service: config::plain(request.service.clone()),
-        address: request.address.clone().map(config::plain),
-        ports: texts(&request.ports),
-        callers: texts(&request.callers),
-    };
-    config::mapping(&raw, &settings.site, &settings.pool, &settings.clients)
+    (settings, clashes)
 }
 
 /// What cannot change while the agent runs.
@@ -443,4 +488,53 @@ fn fixed_changes(old: &Config, new: &Config) -> Result<Vec<String>, ConfigError>
     ];
     let changed = at_restart.iter().filter(|(_, changed)| *changed);
     Ok(changed.map(|(what, _)| format!("{what} changes at the next restart")).collect())
+}
+
+fn flow_record(
+    event: &str,
+    site: String,
+    peer: Option<String>,
+    flow: &FlowRecord,
+    end: Option<FlowEnd>,
+) -> AuditRecord {
+    let counted = |count: u64| end.map(|_| count);
+    AuditRecord {
+        event: event.to_owned(),
+        site,
+        peer,
+        client: flow.client.as_ref().map(ToString::to_string),
+        service: flow.service.as_ref().map(ToString::to_string),
+        protocol: vp::addr::Protocol::from_number(flow.site.protocol).map(|protocol| protocol.to_string()),
+        site_view: Some(ends(&flow.site)),
+        wire_view: Some(ends(&flow.wire)),
+        reason: end.map(|end| end.word().to_owned()),
+        rule: Some(flow.rule.clone()),
+        outbound_bytes: counted(flow.outbound_bytes),
+        inbound_bytes: counted(flow.inbound_bytes),
+        outbound_packets: counted(flow.outbound_packets),
+        inbound_packets: counted(flow.inbound_packets),
+        duration_ms: end.map(|_| u64::try_from(flow.age.as_millis()).unwrap_or(u64::MAX)),
+        ..AuditRecord::default()
+    }
+}
+
+/// A denied packet has one view only: that of the door it came in by.
+fn denial_record(site: String, peer: Option<String>, denial: &Denial) -> AuditRecord {
+    let view = Some(ends(&denial.tuple));
+    let (site_view, wire_view) = match denial.opener {
+        vp::node::Opener::Site => (view, None),
+        vp::node::Opener::Peer => (None, view),
+    };
+    AuditRecord {
+        event: "denied".to_owned(),
+        site,
+        peer,
+        client: denial.client.as_ref().map(ToString::to_string),
+        service: denial.service.as_ref().map(ToString::to_string),
+        protocol: vp::addr::Protocol::from_number(denial.tuple.protocol).map(|protocol| protocol.to_string()),
+        site_view,
+        wire_view,
+        reason: Some(denial.reason.word().to_owned()),
+        ..AuditRecord::default()
+    }
 }

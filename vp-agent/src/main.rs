@@ -1,13 +1,14 @@
 //! The gateway daemon: reads its arguments, starts, stops.
 
+use anyhow::Context;
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
-use vp_agent::agent::{self, Agent, Running};
+use vp_agent::agent::{Agent, Running};
 use vp_agent::api;
-use vp_agent::config::Config;
+use vp_agent::config::{Config, HostNetworks};
 
 /// Gives remote services local addresses, and remote callers too.
 #[derive(Parser)]
@@ -16,8 +17,8 @@ struct Arguments {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/vp/agent.yaml")]
     config: PathBuf,
-    /// Only read this configuration and say what is wrong with it
-    #[arg(long, value_name = "FILE")]
+    /// Say whether the file is good, and do nothing else. Looks at the file and its keys only, not at this machine
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
     check: Option<PathBuf>,
     /// What to log: error, warn, info, debug, or a filter of the tracing crate
     #[arg(long, value_name = "FILTER", env = "VP_LOG", default_value = "info")]
@@ -26,6 +27,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(file) = &arguments.check {
+        return check(file);
+    }
     if let Err(error) = start_log(&arguments.log) {
         eprintln!("vp-agent: --log {:?}: {error}", arguments.log);
         return ExitCode::from(2);
@@ -37,13 +41,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(async {
-        match arguments.check {
-            Some(file) => check(&file).await,
-            None => run(&arguments.config).await,
-        }
-    });
-    match done {
+    match runtime.block_on(run(&arguments.config)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, whatever is in it.
@@ -66,11 +64,18 @@ fn start_log(filter: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn check(file: &Path) -> anyhow::Result<()> {
-    let host = agent::host_networks().await.unwrap_or_default();
-    let config = Config::load(file, &host)?;
-    config.warnings.iter().for_each(|warning| eprintln!("vp-agent: warning: {warning}"));
-    Ok(())
+fn check(file: &Path) -> ExitCode {
+    match Config::load(file, &HostNetworks::default()) {
+        Ok(config) => {
+            config.warnings.iter().for_each(|warning| eprintln!("vp-agent: warning: {warning}"));
+            println!("{}: good", file.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vp-agent: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 async fn run(file: &Path) -> anyhow::Result<()> {
@@ -118,5 +123,12 @@ async fn serve(running: &Running) -> anyhow::Result<()> {
     let listener = api::bind(&socket).await?;
     let routes = api::routes(running.agent.clone());
     tokio::spawn(async move { axum::serve(listener, routes).await });
+    let metrics = running.agent.wanted.lock().await.config.metrics;
+    if let Some(address) = metrics {
+        let at = || format!("cannot serve metrics on {address}");
+        let listener = tokio::net::TcpListener::bind(address).await.with_context(at)?;
+        let routes = api::metrics_routes(running.agent.clone());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+    }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! What vp-ctl changes. A change is made whole and kept, or not at all.
 
 use super::Problem;
-use crate::agent::{Agent, Refused, exposure, mapping};
+use crate::agent::{Agent, Refused};
+use crate::config::{exposure, mapping};
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use std::sync::Arc;
+use vp::addr::{Limits, Name};
 use vp::node::ServicePattern;
 use vp_proto::api;
 
@@ -14,12 +16,12 @@ type Answer<T> = Result<Json<T>, Problem>;
 
 pub async fn map(State(agent): State<Arc<Agent>>, request: Request<api::MapRequest>) -> Answer<api::MapResponse> {
     let Json(request) = request?;
+    let what = format!("vp-ctl map {}", request.service);
     let service = request.service.clone();
-    let change = agent.change(move |runtime, config| {
-        let wanted = mapping(&request, &config.settings)?;
-        if config.settings.mappings.iter().any(|known| known.service == wanted.service) {
-            let file = config.file.display();
-            return Err(Refused::Request(format!("{} is mapped in {file}, expected a change there", wanted.service)));
+    let change = agent.change(what, move |runtime, config, settings| {
+        let wanted = mapping(&request, settings)?;
+        if let Some(place) = config.mapped_at(&wanted.service) {
+            return Err(Refused::Request(format!("{} is mapped in {place}, expected a change there", wanted.service)));
         }
         runtime.map.retain(|known| known.service != request.service);
         runtime.map.push(request);
@@ -42,12 +44,12 @@ pub async fn map(State(agent): State<Arc<Agent>>, request: Request<api::MapReque
 
 pub async fn unmap(State(agent): State<Arc<Agent>>, request: Request<api::UnmapRequest>) -> Answer<api::Done> {
     let Json(request) = request?;
-    let change = agent.change(move |runtime, config| {
+    let what = format!("vp-ctl unmap {}", request.service);
+    let change = agent.change(what, move |runtime, config, _| {
         let service = &request.service;
-        if config.settings.mappings.iter().any(|known| known.service.to_string() == *service) {
-            let file = config.file.display();
+        if let Some(place) = service.parse().ok().and_then(|service| config.mapped_at(&service)) {
             return Err(Refused::Request(format!(
-                "{service} is mapped in {file}, expected a change there and a reload"
+                "{service} is mapped in {place}, expected a change there and a reload"
             )));
         }
         remove(&mut runtime.map, |known| known.service == *service)
@@ -59,13 +61,13 @@ pub async fn unmap(State(agent): State<Arc<Agent>>, request: Request<api::UnmapR
 
 pub async fn expose(State(agent): State<Arc<Agent>>, request: Request<api::ExposeRequest>) -> Answer<api::Done> {
     let Json(request) = request?;
+    let what = format!("vp-ctl expose {}", request.name);
     let allows_nobody = request.allow.is_empty();
     let name = request.name.clone();
-    let change = agent.change(move |runtime, config| {
-        let wanted = exposure(&request)?;
-        if config.settings.exposures.iter().any(|known| known.name == wanted.name) {
-            let file = config.file.display();
-            return Err(Refused::Request(format!("{} is exposed in {file}, expected a change there", wanted.name)));
+    let change = agent.change(what, move |runtime, config, settings| {
+        let wanted = exposure(&request, Limits::default(), settings)?;
+        if let Some(place) = config.exposed_at(&wanted.name) {
+            return Err(Refused::Request(format!("{} is exposed in {place}, expected a change there", wanted.name)));
         }
         runtime.expose.retain(|known| known.name != request.name);
         runtime.expose.push(request);
@@ -80,11 +82,13 @@ pub async fn expose(State(agent): State<Arc<Agent>>, request: Request<api::Expos
 
 pub async fn unexpose(State(agent): State<Arc<Agent>>, request: Request<api::UnexposeRequest>) -> Answer<api::Done> {
     let Json(request) = request?;
-    let change = agent.change(move |runtime, config| {
+    let what = format!("vp-ctl unexpose {}", request.name);
+    let change = agent.change(what, move |runtime, config, _| {
         let name = &request.name;
-        if config.settings.exposures.iter().any(|known| known.name.as_str() == name) {
-            let file = config.file.display();
-            return Err(Refused::Request(format!("{name} is exposed in {file}, expected a change there and a reload")));
+        if let Some(place) = Name::new(name).ok().and_then(|name| config.exposed_at(&name)) {
+            return Err(Refused::Request(format!(
+                "{name} is exposed in {place}, expected a change there and a reload"
+            )));
         }
         remove(&mut runtime.expose, |known| known.name == *name)
             .then_some(())

@@ -22,6 +22,11 @@ use vp_proto::api;
 /// The largest request names a few hundred addresses.
 const REQUEST_BYTES_MAX: usize = 256 << 10;
 
+/// The figures alone, for the loopback port that the operator may open.
+pub fn metrics_routes(agent: Arc<Agent>) -> Router {
+    Router::new().route("/metrics", get(show::metrics)).with_state(agent)
+}
+
 pub fn routes(agent: Arc<Agent>) -> Router {
     Router::new()
         .route("/v1/status", get(show::status))
@@ -35,6 +40,9 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/reload", post(change::reload))
         .route("/v1/ping", post(ask::ping))
         .route("/v1/explain", post(ask::explain))
+        .route("/v1/doctor", get(show::doctor))
+        .route("/v1/audit", get(show::audit))
+        .route("/metrics", get(show::metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such request; is vp-ctl newer than the agent?") })
         .with_state(agent)
@@ -65,7 +73,9 @@ impl IntoResponse for Problem {
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let status = match &refused {
-            Refused::Config(_) | Refused::Settings(_) | Refused::Request(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Refused::Config(_) | Refused::Field(_) | Refused::Settings(_) | Refused::Request(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Refused::State(_) | Refused::Host(_) | Refused::Gone(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, refused.to_string())

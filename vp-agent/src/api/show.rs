@@ -3,18 +3,26 @@
 use super::Problem;
 use crate::agent::Agent;
 use axum::Json;
+use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::IntoResponse;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt;
 use serde::Deserialize;
 use std::sync::Arc;
+use tokio::sync::broadcast;
 use vp::addr::ServiceName;
 use vp::node::Reason;
 use vp_proto::api;
 
 /// As many flows as one answer has, unless asked for fewer.
 const FLOWS_MAX: usize = 10_000;
+
+/// What `vp-ctl audit` shows unless told otherwise.
+const AUDIT_LINES: usize = 20;
 
 type Answer<T> = Result<Json<T>, Problem>;
 
@@ -60,6 +68,8 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
     for service in &mut status.services {
         wanted.origin_of_exposure(&service.name).clone_into(&mut service.origin);
     }
+    drop(wanted);
+    status.health = crate::doctor::health(&agent).await;
     Ok(Json(status))
 }
 
@@ -102,4 +112,47 @@ pub async fn whois(
     let expected = |_| Problem::refused(format!("address {address:?}: expected an IPv4 or IPv6 address"));
     let address = address.parse().map_err(expected)?;
     Ok(Json(agent.handle.call(move |node, _, _| node.whois(address)).await?))
+}
+
+pub async fn doctor(State(agent): State<Arc<Agent>>) -> Json<Vec<api::Finding>> {
+    Json(crate::doctor::examine(&agent).await)
+}
+
+pub async fn metrics(State(agent): State<Arc<Agent>>) -> Result<impl IntoResponse, Problem> {
+    let text = crate::metrics::render(&agent).await?;
+    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+}
+
+#[derive(Deserialize)]
+pub struct AuditQuery {
+    lines: Option<usize>,
+    follow: Option<bool>,
+}
+
+/// JSON lines: the last ones, then those that come.
+pub async fn audit(
+    State(agent): State<Arc<Agent>>,
+    query: Result<Query<AuditQuery>, QueryRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let Query(AuditQuery { lines, follow }) = query?;
+    let audit = agent.audit.lock().await;
+    let mut known = audit.last(lines.unwrap_or(AUDIT_LINES)).join("\n");
+    if !known.is_empty() {
+        known.push('\n');
+    }
+    let followed = follow.unwrap_or(false).then(|| audit.follow());
+    drop(audit);
+    let news = futures_util::stream::unfold(followed, |followed| async {
+        let mut followed = followed?;
+        loop {
+            match followed.recv().await {
+                Ok(line) => return Some((line + "\n", Some(followed))),
+                // Too slow: go on with what is there.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    });
+    let lines = futures_util::stream::once(async { known }).chain(news).map(Ok::<_, std::convert::Infallible>);
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)))
 }

@@ -41,7 +41,7 @@ pub async fn bind(path: &Path) -> Result<Guarded> {
         chown(path, None, Some(group.id)).with_context(at)?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).with_context(at)?;
-    Ok(Guarded { listener, group, own: crate::sys::own_user() })
+    Ok(Guarded { listener, group, own: crate::sys::effective_user() })
 }
 
 impl Guarded {

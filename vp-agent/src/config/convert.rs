@@ -1,369 +1,422 @@
-//! From what is written to what is meant. Each check names the place of the value that it refuses.
+//! From what is written to what is meant: every value parsed, every clash found, each with its place.
 
-use super::raw::{RawClient, RawConfig, RawExposure, RawLimits, RawMapping, RawPeer, RawReach, Text};
-use super::{Config, ConfigError, HostNetworks, Reach, key, units};
+use super::error::{ConfigError, FieldError};
+use super::file::{self, File, Text};
+use super::keys::{self, KeyFileError};
+use super::requests::{exposure, exposure_warnings, mapping, mapping_warnings};
+use super::{Config, HostNetworks, Reach, values};
 use ipnet::IpNet;
-use serde_saphyr::Spanned;
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use serde_saphyr::{Location, Spanned};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use vp::addr::{Identity, Limits, Name, Pool, PortMap, PortRange, Selector, ServiceName};
-use vp::node::{CallerSelector, Client, Exposure, Mapping, PeerSettings, ServicePattern, Settings, Source, Target};
+use vp::addr::{Identity, Limits, Name, Pool};
+use vp::node::{Client, PeerSettings, Settings};
+use vp_proto::api::{ExposeRequest, MapRequest};
+use x25519_dalek::{PublicKey, StaticSecret};
 
-/// WireGuard's usual: 1500 less IPv6, UDP and WireGuard headers.
+const INTERFACE: &str = "vp0";
+const STATE_DIR: &str = "/var/lib/vp";
+const SOCKET: &str = "/run/vp/agent.sock";
+/// What WireGuard uses over an Ethernet of 1500 and IPv6: 1500 less 40, 8, 16 and 16.
 const MTU: u16 = 1420;
-/// RFC 8200 section 5 for IPv6; below it a tunnel serves nobody.
-const MTU_MIN: u16 = 1280;
+/// IPv6 wants 1280 (RFC 8200 section 5); beyond 9000 no Ethernet carries it.
+const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=9000;
+/// 100 MB of memory when all are open.
 const FLOWS_MAX: u32 = 262_144;
-/// An exposed prefix has a wire index for each address.
-const TARGET_HOST_BITS_MAX: u8 = 12;
+/// A handshake each and a control channel each; more want several gateways.
+const PEERS_MAX: usize = 1000;
+
+struct Reader<'a> {
+    file: &'a Path,
+    host: &'a HostNetworks,
+    warnings: Vec<String>,
+    lines: BTreeMap<String, u64>,
+}
 
 type Result<T> = std::result::Result<T, ConfigError>;
-
-fn fail<T, V>(at: &Spanned<V>, message: impl Into<String>) -> Result<T> {
-    let (line, column) = (at.referenced.line(), at.referenced.column());
-    let known = line > 0;
-    Err(ConfigError { file: None, at: known.then_some((line, column)), message: message.into() })
-}
-
-/// The value as a type that reads itself, or what it says is wrong.
-fn read<T: FromStr>(text: &Text, what: &str) -> Result<T>
-where
-    T::Err: std::fmt::Display,
-{
-    text.value.parse().or_else(|error| fail(text, format!("{what} {:?}: {error}", text.value)))
-}
-
-fn address(text: &Text, what: &str) -> Result<IpAddr> {
-    let expected = || fail(text, format!("{what} {:?}: expected an IPv4 or IPv6 address", text.value));
-    text.value.parse().or_else(|_| expected())
-}
-
-pub fn config(file: &Path, raw: RawConfig, host: &HostNetworks) -> Result<Config> {
-    let site: Name = read(&raw.site, "site")?;
-    let state_dir =
-        raw.state_dir.as_ref().map_or_else(|| PathBuf::from("/var/lib/vp"), |dir| PathBuf::from(&dir.value));
-    let interface = match &raw.interface {
-        Some(name) if is_interface_name(&name.value) => name.value.clone(),
-        Some(name) => {
-            return fail(name, format!("interface {:?}: expected 1 to 15 letters, digits, - _ .", name.value));
-        }
-        None => "vp0".to_owned(),
-    };
-    let inner_mtu = match &raw.mtu {
-        Some(mtu) if mtu.value < MTU_MIN => return fail(mtu, format!("mtu {}: expected {MTU_MIN} or more", mtu.value)),
-        Some(mtu) => mtu.value,
-        None => MTU,
-    };
-    let flows_max = match &raw.flows_max {
-        Some(max) if max.value == 0 => return fail(max, "flows_max 0: expected 1 or more"),
-        Some(max) => max.value,
-        None => FLOWS_MAX,
-    };
-    let reach = match raw.reach.as_ref().map(|reach| &reach.value) {
-        Some(RawReach::ProxyArp(interface)) => Reach::ProxyArp(interface.clone()),
-        Some(RawReach::Routed) | None => Reach::Routed,
-    };
-    let pool = pool(&raw.pool, &reach, &interface, host)?;
-    let clients = clients(&raw.clients)?;
-    let (peers, endpoints) = peers(&raw.peers, &site)?;
-    let mut warnings = Vec::new();
-    let exposures = distinct(&raw.expose, |raw| &raw.name, "service", exposure)?;
-    for exposed in exposures.iter().filter(|exposed| exposed.allow.is_empty()) {
-        warnings.push(format!("service {} allows nobody: `allow` is empty", exposed.name));
-    }
-    let mappings = mappings(&raw.map, &site, &pool, &clients)?;
-    let socket_address = |text: &Option<Text>, what: &str| -> Result<Option<SocketAddr>> {
-        let Some(text) = text else { return Ok(None) };
-        let expected = || fail(text, format!("{what} {:?}: expected ADDRESS:PORT", text.value));
-        text.value.parse().map(Some).or_else(|_| expected())
-    };
-    if let Some(dns) = &raw.dns {
-        read::<Name>(&dns.zone, "dns zone")?;
-    }
-    let path = |text: &Option<Text>, default: PathBuf| text.as_ref().map_or(default, |text| PathBuf::from(&text.value));
-    let key = path(&raw.key, state_dir.join("site.key"));
-    if let Some(text) = &raw.key {
-        key::read(&key).or_else(|error| fail(text, error))?;
-    }
-    Ok(Config {
-        file: file.to_owned(),
-        listen: socket_address(&raw.listen, "listen")?,
-        metrics: socket_address(&raw.metrics, "metrics")?,
-        audit: raw.audit.as_ref().map(|text| PathBuf::from(&text.value)),
-        socket: path(&raw.socket, PathBuf::from("/run/vp/agent.sock")),
-        key,
-        settings: Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings },
-        endpoints,
-        interface,
-        state_dir,
-        reach,
-        warnings,
-    })
-}
-
-fn is_interface_name(name: &str) -> bool {
-    let ok = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=15).contains(&name.len()) && name.chars().all(ok) && name != "." && name != ".."
-}
-
-/// Each item converted; two of one name are refused at the second.
-fn distinct<'a, R, T>(
-    items: &'a [R],
-    name: impl Fn(&R) -> &Text,
-    what: &str,
-    convert: impl Fn(&'a R) -> Result<T>,
-) -> Result<Vec<T>> {
-    let mut seen = BTreeSet::new();
-    for item in items {
-        let name = name(item);
-        if !seen.insert(&name.value) {
-            return fail(name, format!("{what} {} is there twice, expected each name once", name.value));
-        }
-    }
-    items.iter().map(convert).collect()
-}
-
-fn pool(prefixes: &[Text], reach: &Reach, own: &str, host: &HostNetworks) -> Result<Pool> {
-    let mut checked = Vec::new();
-    for text in prefixes {
-        let expected = || fail(text, format!("pool {:?}: expected a prefix such as 10.0.1.0/24", text.value));
-        let prefix: IpNet = text.value.parse().or_else(|_| expected())?;
-        checked.push(prefix);
-        if let Err(error) = Pool::new(checked.clone()) {
-            return fail(text, error.to_string());
-        }
-        for (interface, network) in host.interfaces.iter().filter(|(interface, _)| interface != own) {
-            let is_proxied = *reach == Reach::ProxyArp(interface.clone());
-            let holds_own = prefix.contains(&network.addr());
-            let overlaps = prefix.contains(&network.trunc()) || network.contains(&prefix);
-            if holds_own || (overlaps && !is_proxied) {
-                let message = format!(
-                    "pool {prefix} overlaps {network} of interface {interface}, expected addresses that this host's \
-                     networks do not use (or `reach: {{proxy_arp: {interface}}}` and a part of that LAN that is free)"
-                );
-                return fail(text, message);
-            }
-        }
-    }
-    // Checked one by one above; here once more as a whole.
-    Pool::new(checked).map_err(|error| ConfigError { file: None, at: None, message: error.to_string() })
-}
-
-fn clients(raw: &[RawClient]) -> Result<Vec<Client>> {
-    let mut seen = BTreeSet::new();
-    distinct(raw, |raw| &raw.name, "client", Ok)?
-        .into_iter()
-        .map(|raw| {
-            let name = read(&raw.name, "client")?;
-            let mut addresses = Vec::new();
-            for text in &raw.addresses {
-                let address = address(text, "client address")?;
-                if !seen.insert(address) {
-                    return fail(text, format!("address {address} is a client's already, expected each once"));
-                }
-                addresses.push(address);
-            }
-            Ok(Client { name, addresses })
-        })
-        .collect()
-}
-
+/// And their endpoints as written.
 type Peers = (Vec<PeerSettings>, Vec<(Name, String)>);
 
-fn peers(raw: &[RawPeer], site: &Name) -> Result<Peers> {
-    let peers = distinct(raw, |raw| &raw.site, "peer", peer)?;
-    let mut endpoints = Vec::new();
-    let mut keys = BTreeSet::new();
-    for (raw, peer) in raw.iter().zip(&peers) {
-        if peer.identity.site == *site {
-            return fail(&raw.site, format!("peer {site} has this site's own name, expected another site's"));
-        }
-        if !keys.insert(peer.public_key) {
-            return fail(&raw.public_key, "public_key is another peer's already, expected each once");
-        }
-        if let Some(endpoint) = &raw.endpoint {
-            if !is_endpoint(&endpoint.value) {
-                return fail(endpoint, format!("endpoint {:?}: expected HOST:PORT", endpoint.value));
-            }
-            endpoints.push((peer.identity.site.clone(), endpoint.value.clone()));
-        }
+pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
+    let mut reader = Reader { file: path, host, lines: BTreeMap::new(), warnings: Vec::new() };
+    let r = &mut reader;
+    let site = r.text("site", &file.site, Name::new)?;
+    let state_dir = r.path("state_dir", file.state_dir.as_ref(), STATE_DIR)?;
+    let (key, secret) = r.key(file.key.as_ref(), &state_dir)?;
+    let listen = r.optional("listen", file.listen.as_ref(), values::socket_address)?;
+    let interface = r.optional("interface", file.interface.as_ref(), values::interface)?;
+    let interface = interface.unwrap_or_else(|| INTERFACE.to_owned());
+    let inner_mtu = r.mtu(file.mtu.as_ref())?;
+    let flows_max = r.flows_max(file.flows_max.as_ref())?;
+    let socket = r.optional("socket", file.socket.as_ref(), values::socket_path)?;
+    let reach = r.reach(file.reach.as_ref(), &interface)?;
+    let pool = r.pool(&file.pool, &reach, &interface)?;
+    let (peers, endpoints) = r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref())?;
+    let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
+    let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
+    let audit = r.optional("audit", file.audit.as_ref(), values::path)?;
+    let dns_zone = r.optional("dns.zone", file.dns.as_ref().map(|dns| &dns.zone), values::zone)?;
+    if let (Some(address), Some(text)) = (metrics, &file.metrics)
+        && !address.ip().is_loopback()
+    {
+        r.warn(text.referenced, format!("metrics: {address} is not loopback, and whoever reaches it may read them"));
     }
-    Ok((peers, endpoints))
-}
-
-fn is_endpoint(text: &str) -> bool {
-    let host_port =
-        text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0));
-    text.parse::<SocketAddr>().is_ok()
-        || host_port.is_some_and(|(host, _)| host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)))
-}
-
-fn peer(raw: &RawPeer) -> Result<PeerSettings> {
-    let public_key = key::decode(&raw.public_key.value);
-    let Some(public_key) = public_key else {
-        return fail(&raw.public_key, "public_key: expected 44 characters as `wg pubkey` prints them");
-    };
-    let preshared_key = match &raw.preshared_key_file {
-        Some(file) => Some(*key::read(Path::new(&file.value)).or_else(|error| fail(file, error))?),
-        None => None,
-    };
-    let keepalive_seconds = match &raw.keepalive {
-        Some(text) => match units::duration(&text.value).map(|d| d.as_secs()) {
-            Some(seconds @ 1..=65_535) => Some(seconds as u16),
-            Some(_) | None => {
-                return fail(text, format!("keepalive {:?}: expected 1s or more, such as 25s", text.value));
-            }
-        },
-        None => None,
-    };
-    let groups = raw.groups.iter().map(|group| read(group, "group")).collect::<Result<_>>()?;
-    let identity = Identity { site: read(&raw.site, "peer")?, tenant: None, groups };
-    Ok(PeerSettings {
-        identity,
-        public_key: *public_key,
-        preshared_key,
-        endpoint: raw.endpoint.as_ref().and_then(|endpoint| endpoint.value.parse().ok()),
-        keepalive_seconds,
-        stock: raw.stock,
+    let (exposures, mappings) = (Vec::new(), Vec::new());
+    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings };
+    r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
+    r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings)?;
+    Ok(Config {
+        file: path.to_owned(),
+        settings,
+        endpoints,
+        key,
+        listen,
+        interface,
+        state_dir,
+        socket: socket.unwrap_or_else(|| SOCKET.into()),
+        reach,
+        audit,
+        metrics,
+        dns_zone,
+        warnings: reader.warnings,
+        lines: reader.lines,
     })
 }
 
-/// A service as the file or `vp-ctl expose` has it.
-pub fn exposure(raw: &RawExposure) -> Result<Exposure> {
-    let name = read(&raw.name, "service")?;
-    if raw.ports.value.is_empty() {
-        return fail(&raw.ports, format!("ports of service {name} is empty, expected at least one such as tcp/443"));
+impl Reader<'_> {
+    fn fail(&self, at: Location, message: impl Display) -> ConfigError {
+        ConfigError::at(self.file, at, message)
     }
-    let ports = raw.ports.value.iter().map(|text| read::<PortRange>(text, "port")).collect::<Result<Vec<_>>>()?;
-    let allow = raw.allow.iter().map(|text| read::<Selector>(text, "allow")).collect::<Result<Vec<_>>>()?;
-    let source = match raw.source.as_ref().map(|text| (text, text.value.as_str())) {
-        Some((_, "masquerade")) | None => Source::Masquerade,
-        Some((_, "presence")) => Source::Presence,
-        Some((text, other)) => return fail(text, format!("source {other:?}: expected masquerade or presence")),
-    };
-    Ok(Exposure { name, target: target(raw)?, ports, allow, source, limits: limits(&raw.limits)? })
+
+    fn warn(&mut self, at: Location, message: impl Display) {
+        self.warnings.push(self.fail(at, message).to_string());
+    }
+
+    fn text<T, E: Display>(
+        &self,
+        key: &str,
+        text: &Text,
+        parse: impl FnOnce(&str) -> std::result::Result<T, E>,
+    ) -> Result<T> {
+        parse(&text.value).map_err(|error| self.fail(text.referenced, format!("{key}: {error}")))
+    }
+
+    fn optional<T, E: Display>(
+        &self,
+        key: &str,
+        text: Option<&Text>,
+        parse: impl FnOnce(&str) -> std::result::Result<T, E>,
+    ) -> Result<Option<T>> {
+        text.map(|text| self.text(key, text, parse)).transpose()
+    }
+
+    fn path(&self, key: &str, text: Option<&Text>, default: &str) -> Result<PathBuf> {
+        Ok(self.optional(key, text, values::path)?.unwrap_or_else(|| default.into()))
+    }
+
+    /// The file may be missing when it is the one that the agent makes at its first start.
+    fn key(&mut self, text: Option<&Text>, state_dir: &Path) -> Result<(PathBuf, Option<StaticSecret>)> {
+        let own = state_dir.join("site.key");
+        let path = self.optional("key", text, values::path)?.unwrap_or_else(|| own.clone());
+        let at = text.map_or(Location::UNKNOWN, |text| text.referenced);
+        match keys::read(&path) {
+            Ok(secret) => Ok((path, Some(StaticSecret::from(*secret)))),
+            Err(KeyFileError::Missing(_)) if path == own => Ok((path, None)),
+            Err(error) if error.is_permission() && self.host.interfaces.is_empty() => {
+                self.warn(at, format!("key: not checked: {error}"));
+                Ok((path, None))
+            }
+            Err(error) => Err(self.fail(at, format!("key: {error}"))),
+        }
+    }
+
+    fn mtu(&self, mtu: Option<&Spanned<u16>>) -> Result<u16> {
+        match mtu {
+            None => Ok(MTU),
+            Some(mtu) if MTU_RANGE.contains(&mtu.value) => Ok(mtu.value),
+            Some(mtu) => {
+                let (low, high) = (MTU_RANGE.start(), MTU_RANGE.end());
+                Err(self.fail(mtu.referenced, format!("mtu: {}, expected {low} to {high}", mtu.value)))
+            }
+        }
+    }
+
+    fn flows_max(&self, flows: Option<&Spanned<u32>>) -> Result<u32> {
+        match flows {
+            None => Ok(FLOWS_MAX),
+            Some(flows) if flows.value > 0 => Ok(flows.value),
+            Some(flows) => Err(self.fail(flows.referenced, "flows_max: 0, expected 1 or more")),
+        }
+    }
+
+    fn reach(&self, reach: Option<&Spanned<file::Reach>>, own: &str) -> Result<Reach> {
+        let Some(reach) = reach else { return Ok(Reach::Routed) };
+        match &reach.value {
+            file::Reach::Word(word) if word == "routed" => Ok(Reach::Routed),
+            file::Reach::Word(word) => {
+                let message = format!("reach: {word:?}, expected routed or {{proxy_arp: INTERFACE}}");
+                Err(self.fail(reach.referenced, message))
+            }
+            file::Reach::ProxyArp(text) => {
+                let interface = self.text("proxy_arp", text, values::interface)?;
+                if interface == own {
+                    let message = format!("proxy_arp: {interface} is the tunnels' own interface, expected the LAN's");
+                    return Err(self.fail(text.referenced, message));
+                }
+                let interfaces = &self.host.interfaces;
+                if !interfaces.is_empty() && !interfaces.iter().any(|(name, _)| *name == interface) {
+                    let message = format!("proxy_arp: there is no interface {interface} with an address");
+                    return Err(self.fail(text.referenced, message));
+                }
+                Ok(Reach::ProxyArp(interface))
+            }
+        }
+    }
+
+    fn pool(&self, texts: &Spanned<Vec<Text>>, reach: &Reach, own: &str) -> Result<Pool> {
+        let mut prefixes: Vec<IpNet> = Vec::new();
+        for text in &texts.value {
+            let prefix = self.text("pool", text, values::prefix)?;
+            prefixes.push(prefix);
+            Pool::new(prefixes.clone()).map_err(|error| self.fail(text.referenced, error))?;
+            if let Some(clash) = self.pool_clash(prefix, reach, own) {
+                return Err(self.fail(text.referenced, clash));
+            }
+        }
+        if prefixes.is_empty() {
+            return Err(self.fail(texts.referenced, "pool: no prefixes, expected at least one such as 10.0.1.0/24"));
+        }
+        Pool::new(prefixes).map_err(|error| self.fail(texts.referenced, error))
+    }
+
+    /// What of this machine the prefix would take over.
+    fn pool_clash(&self, prefix: IpNet, reach: &Reach, own: &str) -> Option<String> {
+        self.host.interfaces.iter().filter(|(interface, _)| interface != own).find_map(|(interface, network)| {
+            if prefix.contains(&network.addr()) {
+                return Some(format!(
+                    "pool {prefix} has {} of this machine's {interface} in it, expected addresses that nobody uses",
+                    network.addr()
+                ));
+            }
+            let answers_there = *reach == Reach::ProxyArp(interface.clone());
+            let overlaps = !answers_there && values::overlap(&prefix, &network.trunc());
+            overlaps.then(|| {
+                format!(
+                    "pool {prefix} overlaps {}, the network of this machine's {interface}, expected addresses that \
+                     nobody uses or `reach: {{proxy_arp: {interface}}}`",
+                    network.trunc()
+                )
+            })
+        })
+    }
+
+    fn peers(&mut self, peers: &[Spanned<file::Peer>], site: &Name, key: Option<&StaticSecret>) -> Result<Peers> {
+        if let Some(peer) = peers.get(PEERS_MAX) {
+            return Err(self.fail(peer.referenced, format!("peers: more than {PEERS_MAX}")));
+        }
+        let own_key = key.map(|secret| *PublicKey::from(secret).as_bytes());
+        let mut sites = Places::default();
+        let mut keys = Places::default();
+        let (mut read, mut endpoints) = (Vec::new(), Vec::new());
+        for Spanned { value: peer, .. } in peers {
+            let name = self.text("site", &peer.site, Name::new)?;
+            if name == *site {
+                return Err(self.fail(peer.site.referenced, format!("site: {name} is this site, expected another")));
+            }
+            sites.add(self, &name, &peer.site, |line| format!("peer {name} is there twice, first in line {line}"))?;
+            let public_key = self.text("public_key", &peer.public_key, values::public_key)?;
+            if own_key == Some(public_key) {
+                let message = "public_key: this is the key of this site itself, expected the peer's";
+                return Err(self.fail(peer.public_key.referenced, message));
+            }
+            let twice = |line| format!("public_key: the peer in line {line} has the same one, expected one a peer");
+            keys.add(self, &public_key, &peer.public_key, twice)?;
+            let endpoint = self.optional("endpoint", peer.endpoint.as_ref(), values::endpoint)?;
+            if let Some(text) = &peer.endpoint {
+                endpoints.push((name.clone(), text.value.clone()));
+            }
+            let groups = peer.groups.iter().flatten().map(|group| self.text("groups", group, Name::new));
+            let settings = PeerSettings {
+                identity: Identity { site: name, tenant: None, groups: groups.collect::<Result<_>>()? },
+                public_key,
+                preshared_key: self.preshared_key(peer.preshared_key_file.as_ref())?,
+                endpoint: endpoint.as_ref().and_then(values::Endpoint::address),
+                keepalive_seconds: self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?,
+                stock: peer.stock.unwrap_or(false),
+            };
+            read.push(settings);
+        }
+        Ok((read, endpoints))
+    }
+
+    fn preshared_key(&mut self, text: Option<&Text>) -> Result<Option<[u8; 32]>> {
+        let Some(text) = text else { return Ok(None) };
+        let path = self.text("preshared_key_file", text, values::path)?;
+        match keys::read(&path) {
+            Ok(key) => Ok(Some(*key)),
+            Err(error) if error.is_permission() && self.host.interfaces.is_empty() => {
+                self.warn(text.referenced, format!("preshared_key_file: not checked: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(self.fail(text.referenced, format!("preshared_key_file: {error}"))),
+        }
+    }
+
+    fn clients(&self, clients: &[Spanned<file::Client>], pool: &Pool) -> Result<Vec<Client>> {
+        let mut names = Places::default();
+        let mut hosts = Places::default();
+        let mut read = Vec::new();
+        for Spanned { value: client, .. } in clients {
+            let name = self.text("name", &client.name, Name::new)?;
+            names
+                .add(self, &name, &client.name, |line| format!("client {name} is there twice, first in line {line}"))?;
+            if client.addresses.value.is_empty() {
+                let message = format!("addresses: client {name} has none, expected at least one");
+                return Err(self.fail(client.addresses.referenced, message));
+            }
+            let mut addresses: Vec<IpAddr> = Vec::new();
+            for text in &client.addresses.value {
+                let address = self.text("addresses", text, values::host)?;
+                if pool.contains(address) {
+                    let message = format!("addresses: {address} is in the pool, expected a host of this site");
+                    return Err(self.fail(text.referenced, message));
+                }
+                let twice = |line| format!("addresses: {address} has a name already, in line {line}");
+                hosts.add(self, &address, text, twice)?;
+                addresses.push(address);
+            }
+            read.push(Client { name, addresses });
+        }
+        Ok(read)
+    }
+
+    fn exposures(&mut self, entries: &[Spanned<file::Expose>], settings: &mut Settings) -> Result<()> {
+        let mut names = Places::default();
+        for Spanned { value: entry, referenced, .. } in entries {
+            let limits = self.limits(entry.limits.as_ref())?;
+            let request = ExposeRequest {
+                name: entry.name.value.clone(),
+                target: match &entry.target.value {
+                    file::Target::One(one) => vec![one.clone()],
+                    file::Target::List(list) => list.iter().map(|text| text.value.clone()).collect(),
+                },
+                ports: strings(&entry.ports.value),
+                allow: entry.allow.as_ref().map(|allow| strings(&allow.value)).unwrap_or_default(),
+                source: entry.source.as_ref().map(|source| source.value.clone()),
+            };
+            let exposure = exposure(&request, limits, settings).map_err(|error| {
+                let at = expose_place(entry, &error).unwrap_or(*referenced);
+                self.fail(at, error)
+            })?;
+            let name = &exposure.name;
+            names
+                .add(self, name, &entry.name, |line| format!("service {name} is there twice, first in line {line}"))?;
+            for warning in exposure_warnings(&exposure, settings) {
+                self.warn(entry.allow.as_ref().map_or(*referenced, |allow| allow.referenced), warning);
+            }
+            self.lines.insert(format!("expose {name}"), entry.name.referenced.line());
+            settings.exposures.push(exposure);
+        }
+        Ok(())
+    }
+
+    fn limits(&self, limits: Option<&file::Limits>) -> Result<Limits> {
+        let Some(limits) = limits else { return Ok(Limits::default()) };
+        if let Some(flows) = limits.flows.as_ref().filter(|flows| flows.value == 0) {
+            return Err(self.fail(flows.referenced, "flows: 0, expected 1 or more"));
+        }
+        Ok(Limits {
+            bits_per_second: self.optional("rate", limits.rate.as_ref(), values::rate)?,
+            flows: limits.flows.as_ref().map(|flows| flows.value),
+            new_flows_per_second: self.optional("new_flows", limits.new_flows.as_ref(), values::per_second)?,
+        })
+    }
+
+    fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings) -> Result<()> {
+        let mut services = Places::default();
+        for Spanned { value: entry, referenced, .. } in entries {
+            for (key, list) in [("ports", &entry.ports), ("callers", &entry.callers)] {
+                if let Some(list) = list.as_ref().filter(|list| list.value.is_empty()) {
+                    let message = format!("{key}: an empty list, expected at least one entry or no `{key}` at all");
+                    return Err(self.fail(list.referenced, message));
+                }
+            }
+            let request = MapRequest {
+                service: entry.service.value.clone(),
+                address: entry.address.as_ref().map(|address| address.value.clone()),
+                ports: entry.ports.as_ref().map(|ports| strings(&ports.value)).unwrap_or_default(),
+                callers: entry.callers.as_ref().map(|callers| strings(&callers.value)).unwrap_or_default(),
+            };
+            let mapping = mapping(&request, settings).map_err(|error| {
+                let at = map_place(entry, &error).unwrap_or(*referenced);
+                self.fail(at, error)
+            })?;
+            let service = &mapping.service;
+            let twice = |line| format!("{service} is mapped twice, first in line {line}");
+            services.add(self, service, &entry.service, twice)?;
+            for warning in mapping_warnings(&mapping, settings) {
+                self.warn(entry.service.referenced, warning);
+            }
+            self.lines.insert(format!("map {service}"), entry.service.referenced.line());
+            settings.mappings.push(mapping);
+        }
+        Ok(())
+    }
 }
 
-fn target(raw: &RawExposure) -> Result<Target> {
-    let texts = &raw.target.value.0;
-    let expected = |text: &str| {
-        fail(&raw.target, format!("target {text:?}: expected an address, a prefix or a list of addresses"))
-    };
-    let backends: Vec<IpAddr> = match texts.as_slice() {
-        [] => return expected(""),
-        [one] if one.contains('/') => {
-            let Ok(prefix) = one.parse::<IpNet>() else { return expected(one) };
-            let host_bits = prefix.max_prefix_len() - prefix.prefix_len();
-            if prefix.trunc() != prefix {
-                return fail(&raw.target, format!("target {prefix} has host bits set, expected {}", prefix.trunc()));
-            }
-            if host_bits > TARGET_HOST_BITS_MAX {
-                let least = prefix.max_prefix_len() - TARGET_HOST_BITS_MAX;
-                return fail(&raw.target, format!("target {prefix} is too large, expected /{least} or longer"));
-            }
-            return Ok(Target::Prefix(prefix));
-        }
-        many => {
-            let mut backends = Vec::new();
-            for text in many {
-                let Ok(address) = text.parse() else { return expected(text) };
-                backends.push(address);
-            }
-            backends
-        }
-    };
-    let mut seen = BTreeSet::new();
-    for address in &backends {
-        if address.is_multicast() || address.is_unspecified() {
-            return fail(&raw.target, format!("target {address}: expected the address of one host"));
-        }
-        if *address == IpAddr::from(std::net::Ipv6Addr::LOCALHOST) {
-            return fail(&raw.target, "target ::1: the kernel takes nothing for it from outside, expected 127.0.0.1");
-        }
-        if !seen.insert(*address) {
-            return fail(&raw.target, format!("target {address} is there twice, expected each once"));
-        }
+/// Where something was first, to find a second.
+struct Places<T>(BTreeMap<T, u64>);
+
+impl<T> Default for Places<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
     }
-    Ok(Target::Backends(backends))
 }
 
-fn limits(raw: &RawLimits) -> Result<Limits> {
-    let mut limits = Limits { flows: raw.flows.as_ref().map(|flows| flows.value), ..Limits::default() };
-    if let Some(text) = &raw.rate {
-        limits.bits_per_second = units::bits_per_second(&text.value);
-        if limits.bits_per_second.is_none() {
-            return fail(text, format!("rate {:?}: expected such as 800kbit, 10Mbit or 1Gbit", text.value));
+impl<T: Ord + Clone> Places<T> {
+    fn add(&mut self, reader: &Reader, item: &T, text: &Text, twice: impl FnOnce(u64) -> String) -> Result<()> {
+        match self.0.insert(item.clone(), text.referenced.line()) {
+            None => Ok(()),
+            Some(line) => Err(reader.fail(text.referenced, twice(line))),
         }
     }
-    if let Some(text) = &raw.new_flows {
-        limits.new_flows_per_second = units::per_second(&text.value);
-        if limits.new_flows_per_second.is_none() {
-            return fail(text, format!("new_flows {:?}: expected such as 50/s", text.value));
-        }
-    }
-    Ok(limits)
 }
 
-fn mappings(raw: &[RawMapping], site: &Name, pool: &Pool, clients: &[Client]) -> Result<Vec<Mapping>> {
-    let mut addresses = BTreeSet::new();
-    let mappings = distinct(raw, |raw| &raw.service, "mapping of", |raw| mapping(raw, site, pool, clients))?;
-    for (raw, mapping) in raw.iter().zip(&mappings) {
-        if let (Some(text), Some(address)) = (&raw.address, mapping.address)
-            && !addresses.insert(address)
-        {
-            return fail(text, format!("address {address} is another mapping's already, expected each once"));
-        }
-    }
-    Ok(mappings)
+fn strings(texts: &[Text]) -> Vec<String> {
+    texts.iter().map(|text| text.value.clone()).collect()
 }
 
-/// A mapping as the file or `vp-ctl map` has it.
-pub fn mapping(raw: &RawMapping, site: &Name, pool: &Pool, clients: &[Client]) -> Result<Mapping> {
-    let expected = || {
-        fail(
-            &raw.service,
-            format!("service {:?}: expected SERVICE.SITE such as web.cloud, or *.SITE", raw.service.value),
-        )
-    };
-    let service: ServicePattern = raw.service.value.parse().or_else(|_| expected())?;
-    let of = match &service {
-        ServicePattern::One(ServiceName { site, .. }) | ServicePattern::AllOf(site) => site,
-    };
-    if of == site {
-        let message =
-            format!("service {service} is this site's own: its hosts call it directly, expected another site's");
-        return fail(&raw.service, message);
-    }
-    let fixed = match &raw.address {
-        Some(text) => {
-            let address = address(text, "address")?;
-            if matches!(service, ServicePattern::AllOf(_)) {
-                return fail(text, format!("address of {service}: expected none, as it stands for several services"));
-            }
-            if !pool.contains(address) {
-                return fail(text, format!("address {address} is not in the pool, expected one that is"));
-            }
-            Some(address)
-        }
-        None => None,
-    };
-    let ports = raw.ports.iter().map(|text| read::<PortMap>(text, "port")).collect::<Result<Vec<_>>>()?;
-    let callers = raw.callers.iter().map(|text| caller(text, clients)).collect::<Result<Vec<_>>>()?;
-    Ok(Mapping { service, address: fixed, ports, callers })
+/// The place of an entry of a list, or of the list.
+fn list_place(list: &Spanned<Vec<Text>>, error: &FieldError) -> Location {
+    let entry = error.index.and_then(|index| list.value.get(index));
+    entry.map_or(list.referenced, |text| text.referenced)
 }
 
-fn caller(text: &Text, clients: &[Client]) -> Result<CallerSelector> {
-    let value = &text.value;
-    if let Ok(prefix) = value.parse::<IpNet>() {
-        return Ok(CallerSelector::Prefix(prefix));
+fn expose_place(entry: &file::Expose, error: &FieldError) -> Option<Location> {
+    match error.field {
+        "name" => Some(entry.name.referenced),
+        "target" => {
+            let in_list = match (&entry.target.value, error.index) {
+                (file::Target::List(list), Some(index)) => list.get(index).map(|text| text.referenced),
+                (file::Target::List(_) | file::Target::One(_), _) => None,
+            };
+            in_list.or(Some(entry.target.referenced))
+        }
+        "ports" => Some(list_place(&entry.ports, error)),
+        "allow" => entry.allow.as_ref().map(|allow| list_place(allow, error)),
+        "source" => entry.source.as_ref().map(|source| source.referenced),
+        _ => None,
     }
-    if let Ok(address) = value.parse::<IpAddr>() {
-        return Ok(CallerSelector::Prefix(address.into()));
-    }
-    match clients.iter().find(|client| client.name.as_str() == value) {
-        Some(client) => Ok(CallerSelector::Client(client.name.clone())),
-        None => fail(text, format!("caller {value:?}: expected a name of `clients`, an address or a prefix")),
+}
+
+fn map_place(entry: &file::Map, error: &FieldError) -> Option<Location> {
+    match error.field {
+        "service" => Some(entry.service.referenced),
+        "address" => entry.address.as_ref().map(|address| address.referenced),
+        "ports" => entry.ports.as_ref().map(|ports| list_place(ports, error)),
+        "callers" => entry.callers.as_ref().map(|callers| list_place(callers, error)),
+        _ => None,
     }
 }

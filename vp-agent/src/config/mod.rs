@@ -1,32 +1,47 @@
-//! The configuration file: read whole or not at all. Every error is one line that says where, what, and what was
-//! expected. Nothing here touches the system but the file itself and the key files that it names.
+//! `agent.yaml`: read, checked whole, and turned into what the node and the shell want. Every error is one line that
+//! says where and what was expected. Nothing here changes the machine.
 
 mod convert;
-mod key;
-mod raw;
-mod units;
+mod error;
+mod file;
+pub mod keys;
+mod requests;
+#[cfg(test)]
+mod tests;
+pub mod values;
 
-pub use convert::{exposure, mapping};
-pub use key::{create as create_key, read as read_key};
-pub use raw::{RawExposure, RawLimits, RawMapping, Targets, plain};
+pub use error::{ConfigError, FieldError, one_line};
+pub use keys::{KeyFileError, make as create_key, read as read_key};
+pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 
 use ipnet::IpNet;
-use std::fmt;
+use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
+use std::collections::BTreeMap;
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use vp::node::Settings;
+use vp::addr::Name;
+use vp::node::{ServicePattern, Settings};
 
-/// More than a site of ten thousand services needs.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+/// A thousand services are 200 KB.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const DEPTH_MAX: usize = 16;
+const NODES_MAX: usize = 200_000;
+/// Aliases are for a list that is used twice; a bomb needs more.
+const ALIASES_MAX: usize = 1_000;
 
-/// What the file says, checked.
+/// What the file says, all of it checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub file: PathBuf,
+    /// What the node is told, without what vp-ctl adds. Peers have the addresses of endpoints that need no resolving.
     pub settings: Settings,
-    /// The peers' endpoints as written; names are resolved by the shell.
-    pub endpoints: Vec<(vp::addr::Name, String)>,
+    /// The peers' endpoints as written.
+    pub endpoints: Vec<(Name, String)>,
+    /// May be missing only where the agent makes it at its first start: `site.key` of `state_dir`.
     pub key: PathBuf,
+    /// Absent: any port.
     pub listen: Option<SocketAddr>,
     pub interface: String,
     pub state_dir: PathBuf,
@@ -34,66 +49,105 @@ pub struct Config {
     pub reach: Reach,
     pub audit: Option<PathBuf>,
     pub metrics: Option<SocketAddr>,
+    pub dns_zone: Option<String>,
+    /// What is not wrong but perhaps not meant, one line each.
     pub warnings: Vec<String>,
+    /// The lines of the file's services and mappings.
+    lines: BTreeMap<String, u64>,
 }
 
-/// How the hosts of the site find the pool's addresses.
+/// How hosts of this site find the pool.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reach {
-    /// Their router sends the pool to this gateway, or the gateway is their router.
+    /// A router sends it here, or the host itself has a route.
     Routed,
-    /// The gateway answers for them on this interface's LAN.
+    /// The gateway answers for the pool's addresses on this interface.
     ProxyArp(String),
 }
 
-/// Addresses and networks of the host itself, which the pool must keep clear of.
-#[derive(Clone, Debug, Default)]
+/// Addresses of the machine that the file is for, each with the prefix length of its network, by interface. Empty: another
+/// machine, or a reader who may not see its keys; then only what the file itself says is checked.
+#[derive(Clone, Default, Debug)]
 pub struct HostNetworks {
-    /// Interface and its address with the network's prefix length.
     pub interfaces: Vec<(String, IpNet)>,
-}
-
-/// One line.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ConfigError {
-    pub file: Option<PathBuf>,
-    /// Line and column, from 1.
-    pub at: Option<(u64, u64)>,
-    pub message: String,
-}
-
-impl std::error::Error for ConfigError {}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(f, "{}:", file.display())?;
-        }
-        if let Some((line, column)) = self.at {
-            write!(f, "{line}:{column}:")?;
-        }
-        if self.file.is_some() || self.at.is_some() {
-            write!(f, " ")?;
-        }
-        // Text from a file or a peer must not break the line.
-        let line: String = self.message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        write!(f, "{line}")
-    }
 }
 
 impl Config {
     pub fn load(file: &Path, host: &HostNetworks) -> Result<Self, ConfigError> {
-        let in_file = |mut error: ConfigError| {
-            error.file = Some(file.to_owned());
-            error
-        };
-        let plain = |message: String| ConfigError { file: Some(file.to_owned()), at: None, message };
-        let size = std::fs::metadata(file).map_err(|error| plain(error.to_string()))?.len();
-        if size > FILE_BYTES_MAX {
-            return Err(plain(format!("has {size} bytes, expected at most {FILE_BYTES_MAX}")));
-        }
-        let text = std::fs::read_to_string(file).map_err(|error| plain(error.to_string()))?;
-        let raw = raw::parse(&text).map_err(in_file)?;
-        convert::config(file, raw, host).map_err(in_file)
+        let text = read(file)?;
+        Self::parse(file, &text, host)
+    }
+
+    pub fn parse(file: &Path, text: &str, host: &HostNetworks) -> Result<Self, ConfigError> {
+        let parsed = serde_saphyr::from_str_with_options(text, options());
+        let parsed = parsed.map_err(|error| ConfigError::yaml(file, &error))?;
+        convert::convert(file, parsed, host)
+    }
+
+    /// `FILE:LINE` of a service that the file exposes.
+    #[must_use]
+    pub fn exposed_at(&self, service: &Name) -> Option<String> {
+        self.locate(&format!("expose {service}"))
+    }
+
+    /// `FILE:LINE` of what the file maps.
+    #[must_use]
+    pub fn mapped_at(&self, service: &ServicePattern) -> Option<String> {
+        self.locate(&format!("map {service}"))
+    }
+
+    fn locate(&self, what: &str) -> Option<String> {
+        let line = self.lines.get(what)?;
+        Some(format!("{}:{line}", self.file.display()))
+    }
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    let fail = |error: std::io::Error| ConfigError::whole(file, format!("not readable: {error}"));
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(file).map_err(fail)?;
+    let metadata = opened.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(ConfigError::whole(file, "not a file, expected a YAML file"));
+    }
+    let too_large = || ConfigError::whole(file, format!("larger than {} KiB, expected less", FILE_BYTES_MAX >> 10));
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        return Err(too_large());
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
+        let column = String::from_utf8_lossy(valid).lines().last().map_or(0, |line| line.chars().count()) as u64 + 1;
+        let column = if valid.ends_with(b"\n") { 1 } else { column };
+        let message = "not UTF-8, expected UTF-8 text".to_owned();
+        ConfigError { file: Some(file.to_owned()), at: Some((line, column)), message }
+    })
+}
+
+fn options() -> serde_saphyr::Options {
+    let mut limits = AliasLimits::default();
+    limits.max_total_replayed_events = NODES_MAX;
+    limits.max_replay_stack_depth = DEPTH_MAX;
+    limits.max_alias_expansions_per_anchor = ALIASES_MAX;
+    serde_saphyr::options! {
+        strict_booleans: true,
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        merge_keys: MergeKeyPolicy::Error,
+        with_snippet: false,
+        reject_unsupported_tags: true,
+        alias_limits: limits,
+        budget: serde_saphyr::budget! {
+            max_depth: DEPTH_MAX,
+            flow_nesting_limit: DEPTH_MAX,
+            max_nodes: NODES_MAX,
+            max_events: 2 * NODES_MAX,
+            max_aliases: ALIASES_MAX,
+            max_anchors: ALIASES_MAX,
+            max_documents: 1,
+        },
     }
 }

@@ -1,40 +1,28 @@
-//! The TUN device, with the virtio header and segmentation offload where the kernel has them.
+//! The TUN device: packets of the site, in super-packets where the kernel has them.
 
 use super::check;
-use std::ffi::CString;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
-/// `struct ifreq` up to the flags, which is all that TUNSETIFF reads.
-#[repr(C)]
-struct InterfaceRequest {
-    name: [u8; libc::IFNAMSIZ],
-    flags: libc::c_short,
-    padding: [u8; 22],
-}
+const VIRTIO_BYTES: usize = vp::packet::virtio::HEADER_BYTES;
+/// `IFF_TUN_EXCL`: fail if the name is taken, so that no earlier owner's settings stay on it.
+const IFF_TUN_EXCL: libc::c_int = 0x8000;
+const NAME_BYTES_MAX: usize = libc::IFNAMSIZ - 1;
 
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
-const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
-const TUN_F_CSUM: libc::c_uint = 0x01;
-const TUN_F_TSO4: libc::c_uint = 0x02;
-const TUN_F_TSO6: libc::c_uint = 0x04;
-const TUN_F_TSO_ECN: libc::c_uint = 0x08;
-/// Linux 6.2.
-const TUN_F_USO4: libc::c_uint = 0x20;
-const TUN_F_USO6: libc::c_uint = 0x40;
-
-/// What the kernel does for us, the best first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What the kernel's TUN driver can do; each needs those before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum TunOffload {
-    /// Super-packets of TCP and UDP, checksums left to us.
-    TcpAndUdp,
-    /// The same without UDP (before Linux 6.2).
-    Tcp,
-    /// A virtio header, but nothing in it.
+    /// Single packets with complete checksums, and no header before them.
     None,
-    /// Not even the header: one plain packet a read.
-    NoHeader,
+    /// A virtio header before each packet, but no super-packets from the kernel.
+    Header,
+    /// TCP super-packets and partial checksums.
+    Tcp,
+    /// UDP super-packets too (Linux 6.2).
+    TcpAndUdp,
 }
 
 impl TunOffload {
@@ -43,49 +31,51 @@ impl TunOffload {
         match self {
             Self::TcpAndUdp => "tcp+udp segmentation",
             Self::Tcp => "tcp segmentation",
-            Self::None => "none",
-            Self::NoHeader => "none (no virtio header)",
+            Self::Header => "none",
+            Self::None => "none (no virtio header)",
         }
     }
 }
 
+/// A TUN device of our own; it is gone when this is dropped.
 #[derive(Debug)]
 pub struct Tun {
-    fd: OwnedFd,
+    file: File,
     offload: TunOffload,
 }
 
 impl Tun {
-    pub fn open(name: &str) -> io::Result<Self> {
-        match Self::attach(name, libc::IFF_VNET_HDR) {
-            Ok(fd) => {
-                let offload = set_offload(&fd)?;
-                Ok(Self { fd, offload })
-            }
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let fd = Self::attach(name, 0)?;
-                Ok(Self { fd, offload: TunOffload::NoHeader })
-            }
-            Err(error) => Err(error),
-        }
+    /// Makes the device `name` with the most that the kernel has.
+    pub fn open(name: &str) -> Result<Self> {
+        Self::open_with(name, TunOffload::TcpAndUdp)
     }
 
-    fn attach(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
-        let device = c"/dev/net/tun";
-        let mode = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
-        // SAFETY: a C string; a result of at least 0 is a descriptor that is ours alone.
-        let fd = unsafe { OwnedFd::from_raw_fd(check(libc::open(device.as_ptr(), mode))? as i32) };
-        let name = CString::new(name)?;
-        let bytes = name.as_bytes();
-        if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an interface name has 1 to 15 characters"));
-        }
-        let flags = (libc::IFF_TUN | libc::IFF_NO_PI | flags) as libc::c_short;
-        let mut request = InterfaceRequest { name: [0; libc::IFNAMSIZ], flags, padding: [0; 22] };
-        request.name[..bytes.len()].copy_from_slice(bytes);
-        // SAFETY: the kernel reads and writes at most the 40 bytes of `struct ifreq`, which `request` has.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF, &raw mut request) })?;
-        Ok(fd)
+    /// The same with no more than `wanted`.
+    pub fn open_with(name: &str, wanted: TunOffload) -> Result<Self> {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let fits = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(good) && name != "." && name != "..";
+        ensure!(fits, "{name:?} is no name for an interface: 1 to {NAME_BYTES_MAX} of letters, digits, '-', '_', '.'");
+        let make = |header: bool| {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open("/dev/net/tun")
+                .context("cannot open /dev/net/tun (is the module `tun` loaded?)")?;
+            attach(&file, name, header).map(|()| file)
+        };
+        let with_header = match wanted {
+            TunOffload::None => None,
+            TunOffload::Header | TunOffload::Tcp | TunOffload::TcpAndUdp => make(true).ok(),
+        };
+        let Some(file) = with_header else {
+            return Ok(Self { file: make(false)?, offload: TunOffload::None });
+        };
+        let offload = [TunOffload::TcpAndUdp, TunOffload::Tcp]
+            .into_iter()
+            .find(|offload| *offload <= wanted && set_offload(&file, *offload).is_ok())
+            .unwrap_or(TunOffload::Header);
+        Ok(Self { file, offload })
     }
 
     #[must_use]
@@ -96,38 +86,85 @@ impl Tun {
     /// Whether reads and writes carry the virtio header.
     #[must_use]
     pub fn has_header(&self) -> bool {
-        self.offload != TunOffload::NoHeader
+        self.offload != TunOffload::None
     }
 
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: `buffer` is writable for its length.
-        let count = unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        check(count as i64).map(|count| count as usize)
+    /// One packet, after its virtio header if there is one.
+    pub fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(into)
     }
 
-    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        // SAFETY: `IoSlice` has the layout of `struct iovec`, and all parts are readable for their lengths.
-        let count = unsafe { libc::writev(self.fd.as_raw_fd(), parts.as_ptr().cast(), parts.len() as i32) };
-        check(count as i64).map(|_| ())
+    /// One packet, after its virtio header if there is one.
+    pub fn write(&self, parts: &[IoSlice]) -> io::Result<()> {
+        (&self.file).write_vectored(parts).map(drop)
     }
 }
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.file.as_fd()
     }
 }
 
-fn set_offload(fd: &OwnedFd) -> io::Result<TunOffload> {
-    let header_bytes = vp::packet::virtio::HEADER_BYTES as libc::c_int;
-    // SAFETY: the kernel reads one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const header_bytes) })?;
-    let tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
-    for (flags, offload) in [(tcp | TUN_F_USO4 | TUN_F_USO6, TunOffload::TcpAndUdp), (tcp, TunOffload::Tcp)] {
-        // SAFETY: the argument is a number.
-        if check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) }).is_ok() {
-            return Ok(offload);
+fn attach(file: &File, name: &str, header: bool) -> Result<()> {
+    // SAFETY: `ifreq` is plain data, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | IFF_TUN_EXCL | if header { libc::IFF_VNET_HDR } else { 0 };
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+    let attached = check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) });
+    match attached.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(_) => {}
+        Err((Some(libc::EBUSY), _)) => bail!("interface {name} exists already; another agent, or another program's"),
+        Err((Some(libc::EPERM), _)) => bail!("making interface {name} needs CAP_NET_ADMIN"),
+        Err((_, error)) => return Err(error).context(format!("cannot make interface {name}")),
+    }
+    if header {
+        let bytes = VIRTIO_BYTES as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one `int`, which outlives the call.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const bytes) })
+            .with_context(|| format!("cannot set the header size of interface {name}"))?;
+    }
+    Ok(())
+}
+
+fn set_offload(file: &File, offload: TunOffload) -> io::Result<()> {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let flags = match offload {
+        TunOffload::None | TunOffload::Header => 0,
+        TunOffload::Tcp => tcp,
+        TunOffload::TcpAndUdp => tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+    };
+    // SAFETY: TUNSETOFFLOAD takes its flags by value.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::enter_new_network_namespace;
+    use super::*;
+
+    #[test]
+    fn the_device_has_what_was_wanted_and_is_gone_when_dropped() {
+        enter_new_network_namespace();
+        for wanted in [TunOffload::None, TunOffload::Header, TunOffload::Tcp] {
+            let tun = Tun::open_with("vp-test", wanted).unwrap();
+            assert_eq!(tun.offload(), wanted);
+        }
+        assert!(Tun::open("vp-test").unwrap().offload() >= TunOffload::Tcp);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_or_no_name_is_refused_in_words() {
+        enter_new_network_namespace();
+        let _first = Tun::open("vp-test").unwrap();
+        let error = Tun::open("vp-test").unwrap_err();
+        assert_eq!(error.to_string(), "interface vp-test exists already; another agent, or another program's");
+        for bad in ["", "an-interface-too-long", "a/b", "vp%d", "a b", "vp*", ".."] {
+            assert!(Tun::open(bad).is_err(), "{bad}");
         }
     }
-    Ok(TunOffload::None)
 }

@@ -1,0 +1,159 @@
+//! What breaks gateways in practice, looked for by name, each with its way out.
+
+use crate::agent::Agent;
+use crate::sys::{TunOffload, Udp};
+use std::net::IpAddr;
+use std::sync::atomic::Ordering;
+use vp::addr::Family;
+use vp_proto::api::Finding;
+
+/// A look at the gateway itself: cheap, for every status.
+pub async fn health(agent: &Agent) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let peers = agent.handle.call(|node, _, now| node.peers(now)).await.unwrap_or_default();
+    for (_, peer) in peers.iter().filter(|(_, peer)| peer.state != "up") {
+        let detail = format!("{} is {}", peer.site, peer.state);
+        let fix = "see that the peer's agent runs, that its endpoint is right and that UDP passes";
+        findings.push(finding("peer-away", "warning", detail, fix));
+    }
+    if agent.offload != TunOffload::TcpAndUdp {
+        let detail = format!("the TUN has {}, which costs speed", agent.offload.word());
+        findings.push(finding("tun-offload-missing", "warning", detail, "run Linux 6.2 or later"));
+    }
+    let wanted = Udp::wanted_buffer_bytes();
+    let (receive, send) = agent.buffer_bytes;
+    if receive.min(send) < wanted {
+        let detail = format!("the kernel gave socket buffers of {receive} and {send} bytes in place of {wanted}");
+        let fix = format!("sysctl -w net.core.rmem_max={wanted} net.core.wmem_max={wanted}");
+        findings.push(finding("small-socket-buffers", "warning", detail, &fix));
+    }
+    let counters = agent.handle.counters();
+    if counters.journal_errors.load(Ordering::Relaxed) > 0 {
+        let detail = "leases could not be written; after a restart they may be others".to_owned();
+        findings.push(finding("leases-not-kept", "error", detail, "see the disk under state_dir, then restart"));
+    }
+    let audit = agent.audit.lock().await;
+    if let Some(failure) = audit.failure() {
+        let detail = format!("{failure} ({} lines lost)", audit.lost());
+        findings.push(finding("audit-not-written", "error", detail, "free the disk or mend the path, then reload"));
+    }
+    drop(audit);
+    for warning in &agent.wanted.lock().await.warnings {
+        findings.push(finding("host", "warning", warning.clone(), "see the agent's log"));
+    }
+    findings
+}
+
+/// Everything: the gateway and the host around it. A healthy one has findings too, of severity `ok`.
+pub async fn examine(agent: &Agent) -> Vec<Finding> {
+    let mut findings = forwarding(agent).await;
+    findings.extend(reverse_path());
+    findings.extend(forward_policy().await);
+    findings.extend(overlapping_routes(agent).await);
+    findings.extend(health(agent).await);
+    if findings.is_empty() {
+        let detail = "nothing was found that keeps packets from passing".to_owned();
+        findings.push(Finding { name: "well".to_owned(), severity: "ok".to_owned(), detail, fix: None });
+    }
+    findings
+}
+
+fn finding(name: &str, severity: &str, detail: String, fix: &str) -> Finding {
+    Finding { name: name.to_owned(), severity: severity.to_owned(), detail, fix: Some(fix.to_owned()) }
+}
+
+/// Whether the host passes packets between its networks and the tunnel's interface.
+async fn forwarding(agent: &Agent) -> Vec<Finding> {
+    let pool = agent.wanted.lock().await.config.settings.pool.clone();
+    let has = |family: Family| pool.prefixes().iter().any(|prefix| Family::of(prefix.addr()) == family);
+    let switches = [(Family::V4, "net.ipv4.ip_forward"), (Family::V6, "net.ipv6.conf.all.forwarding")];
+    let off = switches.into_iter().filter(|(family, switch)| has(*family) && sysctl(switch).as_deref() == Some("0"));
+    off.map(|(family, switch)| {
+        let detail = format!("this host does not forward {family}: hosts of the site do not reach presences");
+        finding("forwarding-off", "error", detail, &format!("sysctl -w {switch}=1"))
+    })
+    .collect()
+}
+
+/// Strict reverse-path checks on an interface drop what comes back another way.
+fn reverse_path() -> Vec<Finding> {
+    let all = sysctl("net.ipv4.conf.all.rp_filter");
+    let Some("1") = all.as_deref() else { return Vec::new() };
+    let detail =
+        "reverse-path checks are strict on every interface: callers reached another way are dropped".to_owned();
+    vec![finding("rp-filter", "warning", detail, "sysctl -w net.ipv4.conf.all.rp_filter=2")]
+}
+
+/// Another program's table that drops what is forwarded (Docker's does).
+async fn forward_policy() -> Vec<Finding> {
+    let list = || {
+        let mut nft = std::process::Command::new("nft");
+        nft.args(["-j", "list", "chains"]).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+        nft.stdin(std::process::Stdio::null()).output()
+    };
+    let Ok(Ok(output)) = tokio::task::spawn_blocking(list).await else {
+        let detail = "the program nft is not there: services with source masquerade do not work".to_owned();
+        return vec![finding("nft-missing", "error", detail, "apt-get install nftables")];
+    };
+    let Ok(listing) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return Vec::new() };
+    dropping_chains(&listing)
+        .into_iter()
+        .map(|(table, chain)| {
+            let detail = format!("chain {chain} of table {table} drops what it does not know, forwarded packets too");
+            let fix = format!("nft insert rule {table} {chain} iifname vp0 accept; the same with oifname");
+            finding("forward-policy-drop", "error", detail, &fix)
+        })
+        .collect()
+}
+
+/// Of nft's list of chains: those at the forward hook whose policy is to drop.
+fn dropping_chains(listing: &serde_json::Value) -> Vec<(String, String)> {
+    let entries = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let chains = entries.iter().map(|entry| &entry["chain"]);
+    let drops = chains.filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop");
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    drops.map(|chain| (format!("{} {}", text(&chain["family"]), text(&chain["table"])), text(&chain["name"]))).collect()
+}
+
+/// Routes of the host into the pool, and tunnels' endpoints inside it.
+async fn overlapping_routes(agent: &Agent) -> Vec<Finding> {
+    let Ok(host) = crate::netlink::HostNetworks::read().await else { return Vec::new() };
+    let (pool, interface) = {
+        let wanted = agent.wanted.lock().await;
+        (wanted.config.settings.pool.clone(), wanted.config.interface.clone())
+    };
+    let into_pool = host.routes.iter().filter(|route| {
+        let own = route.interface.as_deref() == Some(interface.as_str());
+        let inside = |address: IpAddr| pool.contains(address);
+        !own && route.destination.prefix_len() > 0 && inside(route.destination.network())
+    });
+    into_pool
+        .map(|route| {
+            let via = route.interface.as_deref().unwrap_or("several ways");
+            let detail = format!("the host has a route to {} by {via}, inside the pool", route.destination);
+            finding("pool-overlaps-route", "warning", detail, "choose a pool that no network of the site uses")
+        })
+        .collect()
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forward_chain_that_drops_is_found() {
+        let listing = serde_json::json!({"nftables": [
+            {"metainfo": {}},
+            {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
+            {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}},
+            {"chain": {"family": "inet", "table": "vp_vp0", "name": "forward", "hook": "forward", "policy": "accept"}},
+        ]});
+        assert_eq!(dropping_chains(&listing), [("ip filter".to_owned(), "FORWARD".to_owned())]);
+        assert_eq!(dropping_chains(&serde_json::Value::Null), []);
+    }
+}

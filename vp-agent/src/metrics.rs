@@ -1,0 +1,140 @@
+//! The figures, as Prometheus reads them. Everything is counted where it happens; here it only gets its name.
+
+use crate::agent::Agent;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::{AtomicU64, Ordering};
+use vp::addr::Family as IpFamily;
+use vp::node::Reason;
+use vp_proto::api;
+
+type Labels = Vec<(String, String)>;
+type Floats = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// What a scrape sees: figures of one moment.
+struct Figures {
+    peers: Vec<api::PeerStatus>,
+    services: Vec<api::Service>,
+    presences: Vec<api::Presence>,
+    flows: api::FlowTable,
+    drops: Vec<(&'static str, u64)>,
+    pool: Vec<(IpFamily, usize, usize)>,
+    events_lost: u64,
+}
+
+/// In the text format, version 0.0.4 and OpenMetrics alike.
+pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
+    let figures = agent.handle.call(|node, _, now| {
+        let used = node.presence_blocks();
+        let pool = |family: IpFamily| {
+            let of_family = used.iter().filter(|block| IpFamily::of(block.addr()) == family);
+            (family, of_family.count(), node.settings().pool.size(family))
+        };
+        Figures {
+            peers: node.peers(now).into_iter().map(|(_, peer)| peer).collect(),
+            services: node.services(),
+            presences: node.presences(),
+            flows: node.flow_table(),
+            drops: Reason::ALL.iter().map(|reason| (reason.word(), node.drops().of(*reason))).collect(),
+            pool: IpFamily::BOTH.into_iter().map(pool).collect(),
+            events_lost: node.events_lost(),
+        }
+    });
+    let figures = figures.await?;
+    let audit_lost = agent.audit.lock().await.lost();
+    let mut registry = Registry::with_prefix("vp");
+    peers(&mut registry, &figures.peers);
+    flows(&mut registry, &figures);
+    shell(&mut registry, agent, &figures, audit_lost);
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    encode(&mut text, &registry).ok();
+    Ok(text)
+}
+
+fn label(name: &str, value: &str) -> Labels {
+    vec![(name.to_owned(), value.to_owned())]
+}
+
+fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
+    let (received, sent) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+    let (up, age, rtt) = (Family::<Labels, Gauge>::default(), Floats::default(), Floats::default());
+    for peer in peers {
+        let of_peer = label("peer", &peer.site);
+        received.get_or_create(&of_peer).inc_by(peer.rx_bytes);
+        sent.get_or_create(&of_peer).inc_by(peer.tx_bytes);
+        up.get_or_create(&of_peer).set(i64::from(peer.state == "up"));
+        if let Some(seconds) = peer.handshake_age_seconds {
+            age.get_or_create(&of_peer).set(seconds as f64);
+        }
+        if let Some(millis) = peer.rtt_ms {
+            rtt.get_or_create(&of_peer).set(millis / 1000.0);
+        }
+    }
+    registry.register("peer_receive_bytes", "Inner bytes received from the peer", received);
+    registry.register("peer_transmit_bytes", "Inner bytes sent to the peer", sent);
+    registry.register("peer_up", "Whether a session with the peer exists", up);
+    registry.register("peer_handshake_age_seconds", "Since the session's keys were made", age);
+    registry.register("peer_round_trip_seconds", "Of the last handshake", rtt);
+}
+
+fn flows(registry: &mut Registry, figures: &Figures) {
+    let of_service = Family::<Labels, Gauge>::default();
+    for service in &figures.services {
+        of_service.get_or_create(&label("service", &service.name)).set(service.flows as i64);
+    }
+    let of_presence = Family::<Labels, Gauge>::default();
+    for presence in &figures.presences {
+        of_presence.get_or_create(&label("service", &presence.service)).inc_by(presence.flows as i64);
+    }
+    let drops = Family::<Labels, Counter>::default();
+    for (reason, packets) in &figures.drops {
+        drops.get_or_create(&label("reason", reason)).inc_by(*packets);
+    }
+    let (used, size) = (Family::<Labels, Gauge>::default(), Floats::default());
+    for (family, held, room) in figures.pool.iter().filter(|(_, _, room)| *room > 0) {
+        let of_family = label("family", &family.to_string());
+        used.get_or_create(&of_family).set(*held as i64);
+        size.get_or_create(&of_family).set(*room as f64);
+    }
+    registry.register("service_flows", "Open flows to a service of this site", of_service);
+    registry.register("presence_flows", "Open flows to a service of another site", of_presence);
+    registry.register("flows_open", "Entries of the flow table", gauge(figures.flows.open));
+    registry.register("flows_max", "Room of the flow table", gauge(figures.flows.max));
+    registry.register("flows_opened", "Flows opened since the start", counter(figures.flows.opened_total));
+    registry.register("flows_closed", "Flows closed since the start", counter(figures.flows.closed_total));
+    registry.register("dropped_packets", "Packets dropped, by reason", drops);
+    registry.register("pool_leases", "Leases of pool addresses", used);
+    registry.register("pool_addresses", "Addresses that the pool can give", size);
+}
+
+fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: u64) {
+    let counters = agent.handle.counters();
+    let counted = |value: &AtomicU64| counter(value.load(Ordering::Relaxed));
+    let offload = Family::<Labels, Gauge>::default();
+    offload.get_or_create(&label("offload", agent.offload.word())).set(1);
+    let lost = counter(figures.events_lost + counters.events_lost.load(Ordering::Relaxed));
+    registry.register("events_lost", "Events that found no room on their way to the audit log", lost);
+    registry.register("audit_lost", "Audit lines that could not be written", counter(audit_lost));
+    registry.register("send_errors", "Sends to the network that failed", counted(&counters.send_errors));
+    registry.register("tun_write_errors", "Writes to the TUN that failed", counted(&counters.tun_write_errors));
+    registry.register("journal_errors", "Leases that could not be kept", counted(&counters.journal_errors));
+    registry.register("unsegmented_sends", "Sends without segmentation offload", counted(&counters.unsegmented_sends));
+    registry.register("tun_offload", "What the kernel does for the TUN; always 1", offload);
+    registry.register("uptime_seconds", "Since the start", gauge(agent.started.elapsed().as_secs()));
+}
+
+fn counter(value: u64) -> Counter {
+    let counter = Counter::default();
+    counter.inc_by(value);
+    counter
+}
+
+fn gauge(value: u64) -> Gauge {
+    let gauge = Gauge::default();
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge
+}
