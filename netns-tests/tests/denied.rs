@@ -131,7 +131,7 @@ fn a_permission_taken_away_ends_its_flows(lab: &Lab, plan: &Plan) -> Result<()> 
     factory.agent.ctl("map echo.cloud")?;
     let presence = factory.agent.presence("echo.cloud")?;
     let stream = factory.host.namespace.tcp((presence, 7))?;
-    ensure!(echo.callers.count() == 1);
+    wait_until("the connection to be accepted", || Ok(echo.callers.count() == 1))?;
     world.cloud.agent.ctl("unexpose echo")?;
     wait_until("the flow to end", || Ok(factory.agent.ask("flows")?.as_array().is_some_and(Vec::is_empty)))?;
     wait_until("the flow to end", || Ok(world.cloud.agent.ask("flows")?.as_array().is_some_and(Vec::is_empty)))?;

@@ -116,7 +116,8 @@ fn tcp_arrives_as_it_was_sent_and_nothing_of_it_is_on_the_wire(lab: &Lab, plan: 
     }
 
     let (sent, arrived) = (segments(&at_plc)?, segments(&at_web)?);
-    ensure!(sent.len() > 100, "{} segments", sent.len());
+    // Of 64 KB at most each: the hosts leave segmentation to their devices.
+    ensure!(sent.len() > 20, "{} segments", sent.len());
     for (key, segment) in &sent {
         // Retransmissions come under the same key; a segment that was lost on the way would be missing.
         let there = arrived.get(key).with_context(|| format!("{key:?} did not arrive"))?;

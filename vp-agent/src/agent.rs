@@ -151,6 +151,7 @@ impl Agent {
             running.stop().await;
             return Err(error.into());
         }
+        running.agent.tell("started", format!("version {}", env!("CARGO_PKG_VERSION"))).await;
         Ok(running)
     }
 
