@@ -86,7 +86,8 @@ fn before_extensions(family: Family, what: IcmpError, message: &[u8]) -> Result<
 /// Whether these bytes look like an extension structure. Hosts older than the length field put it after 128 bytes
 /// without saying so (RFC 4884 section 5).
 fn is_extension(bytes: &[u8]) -> bool {
-    let has_objects = bytes.len() >= 8 && bytes[0] >> 4 == 2;
+    // Version 2, the rest of the first word reserved (RFC 4884 section 7), then at least one object.
+    let has_objects = bytes.len() >= 8 && bytes[..2] == [0x20, 0];
     has_objects && (be16(bytes, 2) == 0 || Sum::of(bytes).checksum() == 0)
 }
 
