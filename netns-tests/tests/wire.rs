@@ -86,8 +86,13 @@ fn tcp_arrives_as_it_was_sent_and_nothing_of_it_is_on_the_wire(lab: &Lab, plan: 
     let http = TcpServer::http(&web.namespace, (web.address(family)?, 80), &page)?;
     let presence = world.factories[0].agent.presence("web.cloud")?;
     // Packets as they are, not as super-packets: so each can be compared.
-    for host in [web, plc] {
-        host.namespace.sh("ethtool -K eth0 tso off gso off gro off tx off")?;
+    for (machine, interface) in [
+        (&web.namespace, "eth0"),
+        (&plc.namespace, "eth0"),
+        (&world.cloud.site.gateway, "lan0"),
+        (&world.factories[0].site.gateway, "lan0"),
+    ] {
+        machine.sh(&format!("ethtool -K {interface} tso off gso off gro off tx off"))?;
     }
     let at_plc = Capture::start(lab, &plc.namespace, "eth0")?;
     let wire = Capture::start(lab, &world.factories[0].site.gateway, "wan0")?;
