@@ -10,7 +10,7 @@ use netns_tests::hostile::Hostile;
 use netns_tests::server::Content;
 use netns_tests::{
     Access, Capture, Families, Family, Filtering, Internet, Key, Lab, Mapping, Plan, Process, Shim, Site, TcpServer,
-    UdpEcho, Weather, capture, craft, story, wait_for,
+    UdpEcho, Weather, capture, craft, story, wait_for, wait_until,
 };
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -244,6 +244,10 @@ fn what_a_killed_run_left_behind_goes_when_the_next_lab_starts() -> Result<()> {
     fs::create_dir_all(&files)?;
     let made = Command::new("ip").args(["netns", "add", &name]).status()?;
     let mut sleeper = Command::new("ip").args(["netns", "exec", &name, "sleep", "1000"]).spawn()?;
+    // A sweep ends what is in the namespace; what is only on its way there would live on.
+    wait_until("the process to be in the namespace", || {
+        Ok(!Command::new("ip").args(["netns", "pids", &name]).output()?.stdout.is_empty())
+    })?;
     fs::write(&lock, "")?;
     let _next = Lab::new()?;
     ensure!(made.success() && !sleeper.wait()?.success());
