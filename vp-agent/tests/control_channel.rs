@@ -263,7 +263,7 @@ async fn an_offer_is_kept_while_the_peer_is_away_and_replaced_when_it_is_back() 
     *at_cloud.running.lock().unwrap() = None;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(!at_factory.control().is_open(PEER));
-    at_factory.knows(&[("rabbitmq.cloud", "up")]).await;
+    at_factory.knows(&[("rabbitmq.cloud", "away")]).await;
     let _kept = at_cloud.start(cloud(&["db"]), 2, 13);
     at_factory.knows(&[("db.cloud", "up")]).await;
     assert!(at_factory.control().is_open(PEER));
