@@ -1,0 +1,61 @@
+//! What fuzzing starts from, and what it once found, goes through the same functions in every test run.
+
+#[path = "../fuzz/exercise.rs"]
+mod exercise;
+
+use std::fs;
+use std::path::PathBuf;
+use vp::packet::{Kind, Offload, Packet, ParseError};
+
+/// Name and content of every file of a target's corpus.
+fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let read = |path: PathBuf| {
+        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+        (name, fs::read(&path).expect("readable"))
+    };
+    let mut files: Vec<_> = entries.map(|entry| read(entry.expect("entry").path())).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+#[test]
+fn packets_of_the_corpus_do_no_harm() {
+    for (name, bytes) in corpus("packet") {
+        println!("{name}");
+        exercise::packet(&bytes);
+    }
+}
+
+/// Captured from a kernel: what is read in them is what was sent.
+#[test]
+fn real_packets_are_right() {
+    for (name, mut bytes) in corpus("packet") {
+        let Some(name) = name.strip_prefix("real-") else { continue };
+        let refused = match name {
+            "mld-hop-by-hop" | "router-solicitation" | "neighbour-solicitation" => Some(ParseError::IcmpOther),
+            "icmp4-echo-record-route" => Some(ParseError::SourceRoute),
+            _ => None,
+        };
+        match Packet::parse(&mut bytes, Offload::default()) {
+            Ok(packet) => {
+                assert_eq!(refused, None, "{name}");
+                assert_eq!(packet.head.kind == Kind::FragmentTail, name.ends_with("middle") || name.ends_with("last"));
+                let is_whole = packet.head.fragment.is_none();
+                assert!(!is_whole || packet.checksum_is_right(), "{name}");
+                assert_eq!(is_whole, !name.contains("-fragment-"), "{name}");
+                assert_eq!(packet.head.kind == Kind::IcmpError, is_error(name), "{name}");
+                if is_error(name) {
+                    vp::packet::quote(&packet).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+                }
+            }
+            Err(error) => assert_eq!(Some(error), refused, "{name}"),
+        }
+    }
+}
+
+fn is_error(name: &str) -> bool {
+    ["unreachable", "too-big", "needed", "exceeded"].iter().any(|word| name.contains(word))
+}
