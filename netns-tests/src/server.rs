@@ -89,7 +89,7 @@ impl TcpServer {
     }
 
     /// HTTP: `/` tells the page and who called, `/bytes/N` gives N bytes of [`Content`] with the page's name as its
-    /// seed, and anything that is sent with POST is answered with its [`sum`].
+    /// seed, and anything that is sent with POST is answered with its checksum.
     pub fn http(machine: &Namespace, address: impl Into<SocketAddr>, page: &str) -> Result<Self> {
         let page = page.to_owned();
         Self::start(machine, address, move |stream, caller| {
