@@ -111,6 +111,8 @@ impl Node {
                 preshared_key: settings.preshared_key,
                 endpoint: settings.endpoint,
                 keepalive_seconds: settings.keepalive_seconds,
+                // Its control channel brings its offer, and mappings wait for that.
+                held: !settings.stock,
             };
             let refused = |error: crate::tunnel::TunnelError| {
                 SettingsError::Tunnel(settings.identity.site.clone(), error.to_string())

@@ -50,6 +50,8 @@ pub struct TunnelSettings {
     pub preshared_key: Option<[u8; 32]>,
     pub endpoint: Option<SocketAddr>,
     pub keepalive_seconds: Option<u16>,
+    /// A session is wanted even when nothing waits to be sent.
+    pub held: bool,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -24,6 +24,10 @@ const RETRY_JITTER_MILLIS: u64 = 333;
 const ATTEMPT: Duration = Duration::from_secs(90);
 /// After giving up, a peer is left alone for so long, and up to as much more.
 const REST: Duration = Duration::from_secs(5);
+/// A peer that is held but does not answer is left alone for so long, twice as long each time, up to the second; longer
+/// rests save the handshakes of the many who were here once, and whoever has a packet for it asks at once.
+const HELD_REST_MIN: Duration = Duration::from_secs(10);
+const HELD_REST_MAX: Duration = Duration::from_secs(3600);
 /// KEEPALIVE_TIMEOUT: data is acknowledged at least so soon, by an empty message when there is nothing else.
 const ACKNOWLEDGE: Duration = Duration::from_secs(10);
 /// KEEPALIVE_TIMEOUT + REKEY_TIMEOUT: data that was not acknowledged in this time calls for a new session.
@@ -54,6 +58,9 @@ pub(super) struct Peer {
     tunn: Tunn,
     sessions: Sessions,
     asking: Asking,
+    /// When a peer that is held is to be asked again, and how long it was left alone for that.
+    held_from: Option<Instant>,
+    held_rest: Duration,
     queue: Queue,
     last_sent: Instant,
     last_received: Instant,
@@ -88,6 +95,8 @@ impl Peer {
             tunn,
             sessions: Sessions::default(),
             asking: Asking::No,
+            held_from: None,
+            held_rest: Duration::ZERO,
             queue: Queue::default(),
             last_sent: now,
             last_received: now,
@@ -120,6 +129,7 @@ impl Peer {
 
     pub fn set_endpoint(&mut self, endpoint: SocketAddr) {
         self.endpoint = Some(endpoint);
+        (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if let Asking::Rests { .. } = self.asking {
             self.asking = Asking::No;
         }
@@ -233,6 +243,7 @@ impl Peer {
         self.last_received = now;
         self.received_as_aged = self.aged;
         self.unanswered = None;
+        (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if moves {
             self.endpoint = Some(from);
         }
@@ -280,7 +291,8 @@ impl Peer {
 
     fn wants_session(&self, now: Instant) -> bool {
         if !self.sessions.has_current(now) {
-            return !self.queue.is_empty() || self.keepalive().is_some();
+            let is_held = self.settings.held && self.held_from.is_none_or(|from| now >= from);
+            return !self.queue.is_empty() || self.keepalive().is_some() || is_held;
         }
         let is_silent = self.unanswered.is_some_and(|since| now >= since + SILENCE);
         is_silent || self.sessions.is_worn(self.last_sent, self.last_received, now)
@@ -315,6 +327,8 @@ impl Peer {
         self.queue.clear();
         self.unanswered = None;
         self.sessions.forget_current();
+        self.held_rest = (self.held_rest * 2).clamp(HELD_REST_MIN, HELD_REST_MAX);
+        self.held_from = Some(now + self.held_rest);
         let until = now + REST + Duration::from_millis(random.below(REST.as_millis() as u64));
         self.asking = Asking::Rests { until };
     }

@@ -25,7 +25,7 @@ fn at(text: &str) -> SocketAddr {
 }
 
 fn settings(key: u8, endpoint: Option<SocketAddr>) -> TunnelSettings {
-    TunnelSettings { public_key: public(key), preshared_key: None, endpoint, keepalive_seconds: None }
+    TunnelSettings { public_key: public(key), preshared_key: None, endpoint, keepalive_seconds: None, held: false }
 }
 
 /// An IPv4 packet with a number in it.
@@ -619,6 +619,26 @@ fn a_peer_to_be_kept_alive_is_asked_for_ever() {
     assert!(asked.windows(2).all(|pair| pair[1] - pair[0] <= Duration::from_secs(17)));
     pair.pass(Duration::from_secs(17));
     assert!(pair.a.tunnels.is_up(PEER) && pair.b.tunnels.is_up(PEER));
+}
+
+#[test]
+fn a_held_peer_comes_up_without_a_packet_and_is_asked_less_and_less_while_it_is_away() {
+    let mut pair = Pair::new();
+    let held = TunnelSettings { held: true, ..settings(2, Some(pair.b.address)) };
+    pair.a.tunnels.add(PEER, held, pair.now).expect("settings");
+    let asked = pair.pass_alone(Duration::from_secs(3600));
+    // 17 or 18 in each of nine times 90 s, with rests of 10 s to 1280 s between.
+    assert!((140..=175).contains(&asked.len()), "{}", asked.len());
+    pair.a.seal(&packet(1, 100), pair.now).expect("queued");
+    pair.pass(Duration::from_secs(11));
+    assert_eq!(pair.at_b, [packet(1, 100)]);
+    let mut pair = Pair::new();
+    pair.a
+        .tunnels
+        .add(PEER, TunnelSettings { held: true, ..settings(2, Some(pair.b.address)) }, pair.now)
+        .expect("settings");
+    pair.pass(TICK);
+    assert!(pair.a.tunnels.is_up(PEER));
 }
 
 #[test]
