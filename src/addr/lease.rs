@@ -1,6 +1,6 @@
 //! Who holds which address. One place, one small interface, the same answers for the same history.
 
-use super::{Family, Name, Pool, ServiceName, to_bits, wire};
+use super::{Family, Name, Pool, ServiceName, from_bits, to_bits, wire};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -46,10 +46,12 @@ pub struct Grant {
     pub block: IpNet,
 }
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LeaseError {
     #[error("the pool is full")]
     PoolFull,
+    #[error("all services of one site may take half of the pool, and they have")]
+    ShareUsedUp,
     #[error("{0} is not in the pool, or is its network or broadcast address")]
     OutsidePool(IpNet),
     #[error("{block} is held by {by}")]
@@ -72,7 +74,10 @@ pub struct Leases {
     callers: BTreeMap<(Name, Family), usize>,
     given_up: BTreeMap<Holder, (IpNet, Instant)>,
     resting: Space,
-    /// Where the last search of a kind ended: the next one goes on there, so that reuse comes as late as it can.
+    /// When the first of them has rested; every rest is as long, so later ones end later.
+    wakes: Option<Instant>,
+    /// Where the last search of a kind ended: the next one goes on there, so that reuse comes as late as it can and no
+    /// search passes what is taken again.
     cursors: BTreeMap<(Kind, u8), u128>,
     /// Kinds whose search found nothing; asking again is cheap until something was given up or rests no longer.
     full: BTreeMap<(Kind, u8), Option<Instant>>,
@@ -146,6 +151,11 @@ impl Leases {
         self.callers.get(&(site.clone(), family)).copied().unwrap_or(0)
     }
 
+    /// What was given up and nobody else may have yet.
+    pub fn resting(&self) -> impl Iterator<Item = (&Holder, IpNet)> {
+        self.given_up.iter().map(|(holder, (block, _))| (holder, *block))
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = Grant> + '_ {
         self.held.iter().map(|(holder, block)| Grant { holder: holder.clone(), block: *block })
     }
@@ -195,6 +205,7 @@ impl Leases {
         // A later owner of a part of it (by the operator's explicit wish) may have gone to rest already.
         if overlapping(&self.resting, &block).is_none() {
             self.resting.insert(first(&block), Held { last: last(&block), holder: holder.clone() });
+            self.wakes.get_or_insert(until);
             self.given_up.insert(holder.clone(), (block, until));
         }
         self.full.clear();
@@ -216,21 +227,24 @@ impl Leases {
         let cursor = self.cursors.get(&(kind, host_bits)).copied().unwrap_or(0);
         let free =
             |block: &IpNet| overlapping(&self.taken, block).is_none() && overlapping(&self.resting, block).is_none();
-        let after = blocks(kind, pool, host_bits).filter(|b| to_bits(b.addr()) > cursor).find(free);
-        let found = after.or_else(|| blocks(kind, pool, host_bits).find(free));
+        let after = blocks(kind, pool, host_bits, cursor).find(free);
+        let found = after.or_else(|| blocks(kind, pool, host_bits, 0).find(free));
         match found {
             Some(block) => {
                 self.cursors.insert((kind, host_bits), to_bits(block.addr()));
             }
             None => {
-                let until = self.given_up.values().map(|(_, until)| *until).min();
-                self.full.insert((kind, host_bits), until);
+                self.full.insert((kind, host_bits), self.wakes);
             }
         }
         found
     }
 
-    fn wake(&mut self, now: Instant) {
+    /// Ends the rest of what has rested.
+    pub fn wake(&mut self, now: Instant) {
+        if self.wakes.is_none_or(|first| now < first) {
+            return;
+        }
         let resting = &mut self.resting;
         self.given_up.retain(|_, (block, until)| {
             let rests = *until > now;
@@ -239,6 +253,7 @@ impl Leases {
             }
             rests
         });
+        self.wakes = self.given_up.values().map(|(_, until)| *until).min();
     }
 
     fn forget(&mut self, holder: &Holder, block: &IpNet) {
@@ -288,17 +303,19 @@ fn allows(kind: Kind, pool: &Pool, block: &IpNet) -> bool {
     }
 }
 
-fn blocks<'a>(kind: Kind, pool: &'a Pool, host_bits: u8) -> Box<dyn Iterator<Item = IpNet> + 'a> {
+/// What a search looks through, above the address `after`.
+fn blocks<'a>(kind: Kind, pool: &'a Pool, host_bits: u8, after: u128) -> Box<dyn Iterator<Item = IpNet> + 'a> {
     let indices = move |role| {
         let size = 1u32 << host_bits.min(15);
-        let (low, high) = (u32::from(wire::FIRST).div_ceil(size), u32::from(wire::LAST) / size);
+        let searched = wire::parse(from_bits(Family::V4, after)).map_or(0, |(_, index)| u32::from(index) + 1);
+        let (low, high) = (searched.max(wire::FIRST.into()).div_ceil(size), u32::from(wire::LAST) / size);
         (low..=high).filter_map(move |n| {
             let index = u16::try_from(n * size).ok().filter(|i| u32::from(*i) + size - 1 <= u32::from(wire::LAST))?;
             IpNet::new(wire::address(Family::V4, role, index), 32 - host_bits).ok()
         })
     };
     match kind {
-        Kind::Pool(family) => Box::new(pool.blocks(family, host_bits)),
+        Kind::Pool(family) => Box::new(pool.blocks(family, host_bits, after)),
         Kind::ServiceIndex => Box::new(indices(wire::Role::Service)),
         Kind::CallerIndex => Box::new(indices(wire::Role::Caller)),
     }

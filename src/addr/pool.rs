@@ -77,13 +77,14 @@ impl Pool {
         sizes.fold(0, usize::saturating_add)
     }
 
-    /// Blocks of `host_bits` free host bits, lowest first, aligned to their size.
-    pub fn blocks(&self, family: Family, host_bits: u8) -> impl Iterator<Item = IpNet> + '_ {
+    /// Blocks of `host_bits` free host bits with addresses above `after`, lowest of each prefix first, aligned to their
+    /// size.
+    pub fn blocks(&self, family: Family, host_bits: u8, after: u128) -> impl Iterator<Item = IpNet> + '_ {
         let of_family = move |prefix: &&IpNet| Family::of(prefix.addr()) == family;
         self.0.iter().filter(of_family).flat_map(move |prefix| {
             let (first, last) = usable(prefix);
             let size = 1u128 << host_bits;
-            let aligned = first.div_ceil(size) * size;
+            let aligned = first.max(after.saturating_add(1)).div_ceil(size) * size;
             let count = (last + 1).saturating_sub(aligned) / size;
             (0..count).map(move |n| block(from_bits(family, aligned + n * size), host_bits))
         })
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn network_and_broadcast_addresses_are_not_given_out() {
         let pool = Pool::new(vec![net("10.0.1.0/30")]).expect("pool");
-        let all: Vec<String> = pool.blocks(Family::V4, 0).map(|b| b.to_string()).collect();
+        let all: Vec<String> = pool.blocks(Family::V4, 0, 0).map(|b| b.to_string()).collect();
         assert_eq!(all, ["10.0.1.1/32", "10.0.1.2/32"]);
         assert!(
             !pool.allows(&net("10.0.1.0/32")) && !pool.allows(&net("10.0.1.3/32")) && pool.allows(&net("10.0.1.2/32"))
@@ -145,8 +146,10 @@ mod tests {
     #[test]
     fn blocks_are_aligned_to_their_size() {
         let pool = Pool::new(vec![net("10.0.1.0/26"), net("fd00::/120")]).expect("pool");
-        let all: Vec<String> = pool.blocks(Family::V4, 4).map(|b| b.to_string()).collect();
+        let all: Vec<String> = pool.blocks(Family::V4, 4, 0).map(|b| b.to_string()).collect();
         assert_eq!(all, ["10.0.1.16/28", "10.0.1.32/28"]);
-        assert_eq!(pool.blocks(Family::V6, 0).next().map(|b| b.to_string()), Some("fd00::1/128".into()));
+        let after = to_bits("10.0.1.16".parse().expect("address"));
+        assert_eq!(pool.blocks(Family::V4, 4, after).next().map(|b| b.to_string()), Some("10.0.1.32/28".into()));
+        assert_eq!(pool.blocks(Family::V6, 0, 0).next().map(|b| b.to_string()), Some("fd00::1/128".into()));
     }
 }

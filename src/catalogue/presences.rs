@@ -11,6 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+/// All services of one site, mapped together, may take one part in so many of the pool: that site alone decides how many
+/// there are and what they are called.
+const POOL_SHARE: usize = 2;
+
 /// A service presence. Its number stays the same as long as it is mapped.
 #[derive(Debug)]
 pub struct Presence {
@@ -35,6 +39,7 @@ pub struct Presences {
     last_number: u32,
     by_service: BTreeMap<(ServiceName, Family), u32>,
     by_address: BTreeMap<(Family, u128), u32>,
+    refused: Vec<(ServiceName, LeaseError)>,
 }
 
 /// What changed in leases.
@@ -42,8 +47,6 @@ pub struct Presences {
 pub struct LeaseChanges {
     pub granted: Vec<Grant>,
     pub released: Vec<Grant>,
-    /// Mappings that got no address, and why.
-    pub refused: Vec<(ServiceName, LeaseError)>,
 }
 
 impl PeerOffer {
@@ -135,26 +138,34 @@ impl Presences {
         now: Instant,
     ) -> LeaseChanges {
         let mut changes = LeaseChanges::default();
-        let wanted = wanted(mappings, peers, pool, leases);
+        leases.wake(now);
+        let mut wanted = wanted(mappings, peers, pool, leases);
+        let mut shares = shares(&mut wanted, pool, leases);
         let gone: Vec<_> = self.by_service.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         for key in gone {
             self.remove(&key);
         }
-        let holder = |(service, family): &(ServiceName, Family)| Holder::ServicePresence {
-            service: service.clone(),
-            family: *family,
-        };
         let stale: Vec<Holder> = leases
             .iter()
             .map(|grant| grant.holder)
             .filter(|h| matches!(h, Holder::ServicePresence { service, family } if !wanted.contains_key(&(service.clone(), *family))))
             .collect();
         changes.released.extend(stale.iter().filter_map(|holder| leases.release(holder, now)));
-        // Fixed addresses first, so that no leased one is in their way.
+        // Fixed addresses first, so that no leased one is in their way; new names do not take what old ones have.
         let mut in_order: Vec<_> = wanted.into_iter().collect();
-        in_order.sort_by_key(|(_, want)| want.fixed.is_none());
+        in_order.sort_by_cached_key(|(key, want)| (want.fixed.is_none(), leases.block(&holder(key)).is_none()));
+        self.refused.clear();
         for (key, want) in in_order {
-            match leases.grant(&holder(&key), pool, want.host_bits, want.fixed, now) {
+            let is_new = want.of_all && !want.has_lease(leases, &holder(&key));
+            let share = shares.get_mut(&(key.0.site.clone(), key.1)).filter(|_| is_new);
+            let granted = match share {
+                Some(share) if want.addresses() > *share => Err(LeaseError::ShareUsedUp),
+                share => {
+                    share.into_iter().for_each(|share| *share -= want.addresses());
+                    leases.grant(&holder(&key), pool, want.host_bits, want.fixed, now)
+                }
+            };
+            match granted {
                 Ok((grant, is_new)) => {
                     self.place(key, &grant, want.mapping);
                     if is_new {
@@ -163,7 +174,7 @@ impl Presences {
                 }
                 Err(error) => {
                     self.remove(&key);
-                    changes.refused.push((key.0, error));
+                    self.refused.push((key.0, error));
                 }
             }
         }
@@ -188,6 +199,12 @@ impl Presences {
         if let Some(number) = self.by_service.remove(key) {
             self.presences.remove(&number);
         }
+    }
+
+    /// Mappings that got no address, and why.
+    #[must_use]
+    pub fn refused(&self) -> &[(ServiceName, LeaseError)] {
+        &self.refused
     }
 
     #[must_use]
@@ -218,10 +235,59 @@ impl Presences {
     }
 }
 
+fn holder((service, family): &(ServiceName, Family)) -> Holder {
+    Holder::ServicePresence { service: service.clone(), family: *family }
+}
+
 struct Wanted<'a> {
     mapping: &'a Mapping,
     host_bits: u8,
     fixed: Option<IpNet>,
+    /// By a mapping of all services of its site.
+    of_all: bool,
+    offered: bool,
+}
+
+impl Wanted<'_> {
+    fn addresses(&self) -> u128 {
+        1 << self.host_bits
+    }
+
+    fn has_lease(&self, leases: &Leases, holder: &Holder) -> bool {
+        leases.block(holder).is_some_and(|block| block.max_prefix_len() - block.prefix_len() == self.host_bits)
+    }
+}
+
+/// What is left of its share for new services of each site that is mapped whole. Where that is not enough, services that
+/// are no longer offered lose their addresses; those rest, and count until they have.
+fn shares(
+    wanted: &mut BTreeMap<(ServiceName, Family), Wanted>,
+    pool: &Pool,
+    leases: &Leases,
+) -> BTreeMap<(Name, Family), u128> {
+    // Of each site: what it has, and what it wants in addition.
+    let mut needs: BTreeMap<(Name, Family), (u128, u128)> = BTreeMap::new();
+    for (key, want) in wanted.iter().filter(|(_, want)| want.of_all) {
+        let (kept, new) = needs.entry((key.0.site.clone(), key.1)).or_default();
+        *if want.has_lease(leases, &holder(key)) { kept } else { new } += want.addresses();
+    }
+    let mut shares = BTreeMap::new();
+    for ((site, family), (kept, new)) in needs {
+        let rests = |(holder, block): (&Holder, IpNet)| match holder {
+            Holder::ServicePresence { service, family: of } if service.site == site && *of == family => {
+                let is_wanted = wanted.contains_key(&(service.clone(), family));
+                (!is_wanted).then_some(1 << (block.max_prefix_len() - block.prefix_len()))
+            }
+            _ => None,
+        };
+        let resting: u128 = leases.resting().filter_map(rests).sum();
+        let left = ((pool.size(family) / POOL_SHARE) as u128).saturating_sub(resting + kept);
+        if new > left {
+            wanted.retain(|(service, of), want| !want.of_all || want.offered || service.site != site || *of != family);
+        }
+        shares.insert((site, family), left);
+    }
+    shares
 }
 
 /// Every presence there should be. The mapping of one service wins over one of all services of its site.
@@ -251,7 +317,9 @@ fn wanted<'a>(
                     .address
                     .filter(|address| Family::of(*address) == family)
                     .and_then(|address| IpNet::new(address, family.bits() - host_bits).ok());
-                wanted.insert((service.clone(), family), Wanted { mapping, host_bits, fixed });
+                let of_all = matches!(mapping.service, ServicePattern::AllOf(_));
+                let offered = offered.is_some();
+                wanted.insert((service.clone(), family), Wanted { mapping, host_bits, fixed, of_all, offered });
             }
         }
     }
@@ -296,4 +364,98 @@ fn families(
     }
     let fixed = mapping.address.map(Family::of);
     fixed.or_else(|| Family::BOTH.into_iter().find(|f| in_pool(*f))).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::QUARANTINE;
+    use std::time::Duration;
+
+    /// A gateway with a pool, that maps all of site `cloud` and one service of site `plant`.
+    struct Gateway {
+        presences: Presences,
+        leases: Leases,
+        pool: Pool,
+        mappings: Vec<Mapping>,
+        now: Instant,
+    }
+
+    impl Gateway {
+        fn new(pool: &str) -> Self {
+            let mapping = |service: &str| Mapping {
+                service: service.parse().expect("pattern"),
+                address: None,
+                ports: Vec::new(),
+                callers: Vec::new(),
+            };
+            Self {
+                presences: Presences::default(),
+                leases: Leases::default(),
+                pool: Pool::new(vec![pool.parse().expect("prefix")]).expect("pool"),
+                mappings: vec![mapping("*.cloud"), mapping("plc.plant")],
+                now: Instant::now(),
+            }
+        }
+
+        fn offered(&mut self, names: impl Iterator<Item = String>) -> LeaseChanges {
+            let service = |(index, name): (u16, String)| OfferedService {
+                name: Name::new(&name).expect("name"),
+                index,
+                host_bits: 0,
+                ipv4: true,
+                ipv6: false,
+                ports: vec!["tcp/80".parse().expect("port")],
+                labels: BTreeMap::new(),
+                healthy: true,
+            };
+            let offer = Offer { services: (2..).zip(names).map(service).collect(), callers: Vec::new() };
+            let cloud = Name::new("cloud").expect("name");
+            let offers = BTreeMap::from([(cloud, (PeerId(0), PeerOffer::new(offer)))]);
+            self.presences.set(&self.mappings, &offers, &self.pool, &mut self.leases, self.now)
+        }
+
+        fn named(&self, text: &str) -> Option<IpNet> {
+            Some(self.presences.by_service(&text.parse().expect("name"), Family::V4)?.1.block)
+        }
+    }
+
+    fn numbered(prefix: &str, count: usize) -> impl Iterator<Item = String> {
+        let prefix = prefix.to_owned();
+        (0..count).map(move |n| format!("{prefix}{n}"))
+    }
+
+    #[test]
+    fn a_site_that_renames_its_services_gets_no_more_than_its_share_of_the_pool() {
+        let mut gateway = Gateway::new("10.0.1.0/26");
+        gateway.offered(numbered("z", 5));
+        let before = gateway.named("z3.cloud");
+        assert!(before.is_some());
+        // Names that come before the known ones in every order.
+        for round in 0..50 {
+            gateway.offered(numbered(&format!("a{round}x"), 40).chain(numbered("z", 5)));
+        }
+        assert_eq!(gateway.named("z3.cloud"), before);
+        assert!(gateway.named("plc.plant").is_some());
+        let held = gateway.leases.iter().count() + gateway.leases.resting().count();
+        assert!(held <= 31 + 1, "{held}");
+        assert!(gateway.presences.refused().iter().all(|(_, error)| *error == LeaseError::ShareUsedUp));
+        // What it gave up has rested, and is its share again.
+        gateway.now += QUARANTINE + Duration::from_secs(1);
+        gateway.offered(numbered("b", 20));
+        gateway.now += QUARANTINE + Duration::from_secs(1);
+        gateway.offered(numbered("b", 20));
+        assert!(gateway.named("b19.cloud").is_some() && gateway.presences.refused().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_longer_offered_keeps_its_address_while_there_is_room() {
+        let mut gateway = Gateway::new("10.0.1.0/24");
+        gateway.offered(numbered("a", 10));
+        let before = gateway.named("a7.cloud");
+        gateway.offered(numbered("b", 10));
+        assert_eq!(gateway.named("a7.cloud"), before);
+        let changes = gateway.offered(numbered("a", 10));
+        assert!(changes.granted.is_empty() && changes.released.is_empty());
+    }
 }

@@ -1,15 +1,18 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, REJECTS_PER_SECOND, Rates, Settings, SettingsError};
-use crate::addr::{Family, Grant, Holder, Leases, PeerId, ServiceName};
+use crate::addr::{Family, Grant, Holder, Leases, PeerId};
 use crate::catalogue::{Callers, ExposedServices, Exposure, LeaseChanges, NamedCaller, Offer, PeerOffer, Presences};
 use crate::flow::Table;
 use crate::policy::Bucket;
 use crate::tunnel::{TunnelSettings, Tunnels};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use x25519_dalek::StaticSecret;
+
+/// How often mappings are tried again that got no address.
+const MAP_PAUSE: Duration = Duration::from_secs(60);
 
 impl Node {
     /// `leases` are those kept from before. Fails when they contradict each other.
@@ -39,6 +42,7 @@ impl Node {
             started: now,
             resumes,
             rejects: Bucket::new(REJECTS_PER_SECOND, REJECTS_PER_SECOND, now),
+            map_next: None,
             reclaim_next: now,
             drops: super::Drops::default(),
             events: VecDeque::new(),
@@ -74,10 +78,11 @@ impl Node {
     fn apply(&mut self, now: Instant) -> Result<(), SettingsError> {
         self.apply_peers(now)?;
         self.apply_leases(now)?;
-        let changes = self.apply_mappings(now);
-        for (service, error) in changes {
-            let fixed = self.settings.mappings.iter().find(|m| m.service.matches(&service) && m.address.is_some());
+        self.apply_mappings(now);
+        for (service, error) in self.presences.refused() {
+            let fixed = self.settings.mappings.iter().find(|m| m.service.matches(service) && m.address.is_some());
             if let Some(address) = fixed.and_then(|mapping| mapping.address) {
+                let (service, error) = (service.clone(), error.clone());
                 return Err(SettingsError::Mapping { service, address, error });
             }
         }
@@ -181,10 +186,10 @@ impl Node {
         Ok(())
     }
 
-    /// Joins mappings with offers; the mappings that got no address are returned.
-    fn apply_mappings(&mut self, now: Instant) -> Vec<(ServiceName, crate::addr::LeaseError)> {
+    /// Joins mappings with offers. Those that got no address are tried again, for what rests comes back.
+    pub(super) fn apply_mappings(&mut self, now: Instant) {
         let Settings { mappings, pool, .. } = &self.settings;
-        let LeaseChanges { granted, released, refused } =
+        let LeaseChanges { granted, released } =
             self.presences.set(mappings, &self.offers, pool, &mut self.leases, now);
         let changed = !(granted.is_empty() && released.is_empty());
         self.events.extend(released.into_iter().map(Event::Released));
@@ -192,7 +197,7 @@ impl Node {
         if changed {
             self.events.push_back(Event::PresencesChanged);
         }
-        refused
+        self.map_next = (!self.presences.refused().is_empty()).then(|| now + MAP_PAUSE);
     }
 
     /// A packet of the control channel, from 198.18.0.1 or 198.19.0.1, to the peer.

@@ -109,6 +109,8 @@ pub struct Node {
     /// There were leases before the start, so there may have been flows.
     resumes: bool,
     rejects: Bucket,
+    /// When mappings are to be tried again that got no address.
+    map_next: Option<Instant>,
     /// Before this a full pool is not looked through again.
     reclaim_next: Instant,
     drops: Drops,
@@ -183,8 +185,9 @@ impl Node {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let sweep = self.swept.map(|_| self.started);
-        let timeouts = [self.tunnels.poll_timeout(), self.table.poll_timeout(), self.fragments.poll_timeout(), sweep];
-        timeouts.into_iter().flatten().min()
+        let tables = [self.tunnels.poll_timeout(), self.table.poll_timeout(), self.fragments.poll_timeout()];
+        let timeouts = tables.into_iter().chain([sweep, self.map_next]);
+        timeouts.flatten().min()
     }
 
     pub fn poll_event(&mut self) -> Option<Event> {

@@ -2,7 +2,7 @@
 //! control channel, health) it fills in itself.
 
 use super::{Node, Opener};
-use crate::addr::{Family, Holder, Name, PeerId, Protocol, ServiceName, wire};
+use crate::addr::{Family, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{Presence, Source, Target};
 use crate::flow::Flow;
 use crate::packet::FiveTuple;
@@ -68,6 +68,12 @@ impl Node {
             )
         };
         self.leases.iter().filter(of_pool).map(|grant| grant.block).collect()
+    }
+
+    /// Mapped services that got no address, and why.
+    #[must_use]
+    pub fn refused_mappings(&self) -> &[(ServiceName, LeaseError)] {
+        self.presences.refused()
     }
 
     #[must_use]

@@ -16,6 +16,9 @@ impl Node {
         self.fragments.expire(now);
         self.count_lost_fragments();
         self.sweep(now);
+        if self.map_next.is_some_and(|at| at <= now) {
+            self.apply_mappings(now);
+        }
     }
 
     pub(super) fn take_tunnel_events(&mut self) {

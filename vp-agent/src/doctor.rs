@@ -16,6 +16,14 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let fix = "see that the peer's agent runs, that its endpoint is right and that UDP passes";
         findings.push(finding("peer-away", "warning", detail, fix));
     }
+    let refused = agent.handle.call(|node, _, _| {
+        let refused = node.refused_mappings();
+        refused.first().map(|(service, error)| (refused.len(), format!("{service}: {error}")))
+    });
+    if let Ok(Some((count, first))) = refused.await {
+        let detail = format!("{count} mapped services have no address here; {first}");
+        findings.push(finding("mapping-without-address", "error", detail, "enlarge `pool`, or map services by name"));
+    }
     if agent.offload != TunOffload::TcpAndUdp {
         let detail = format!("the TUN has {}, which costs speed", agent.offload.word());
         findings.push(finding("tun-offload-missing", "warning", detail, "run Linux 6.2 or later"));
