@@ -1,7 +1,7 @@
 //! The TUN device: packets of the site, in super-packets where the kernel has them.
 
 use super::check;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -61,7 +61,7 @@ impl Tun {
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK)
                 .open("/dev/net/tun")
-                .context("cannot open /dev/net/tun (is the module `tun` loaded?)")?;
+                .map_err(of_device)?;
             attach(&file, name, header).map(|()| file)
         };
         let with_header = match wanted {
@@ -104,6 +104,14 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn of_device(error: io::Error) -> anyhow::Error {
+    let what = match error.kind() {
+        io::ErrorKind::PermissionDenied => "expected mode 0666, as udev gives it, or an agent that runs as root",
+        _ => "expected the kernel's module `tun`",
+    };
+    anyhow!("cannot open /dev/net/tun: {error}; {what}")
 }
 
 fn attach(file: &File, name: &str, header: bool) -> Result<()> {
