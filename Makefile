@@ -31,9 +31,9 @@ lint:
 build:
 	cargo build --workspace --bins
 
-# One TCP stream through two agents and through wireguard-go, interleaved; about two minutes.
+# Two agents beside other tunnels and proxies, interleaved; half an hour, and ten minutes once to build the others.
 bench:
-	netns-tests/scripts/prepare
+	netns-tests/scripts/prepare-bench
 	cargo build --release --workspace --bins --quiet
 	target/release/vp-bench $(BENCH)
 
