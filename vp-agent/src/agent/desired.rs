@@ -5,17 +5,14 @@ use crate::config::{Config, Reach};
 use crate::dataplane::Handle;
 use crate::netlink::{self, Network};
 use crate::nft;
-use crate::state::{Endpoints, Runtime, StateDir};
+use crate::state::Runtime;
 use std::net::SocketAddr;
 use vp::node::Mapping;
 
-/// What is wanted, and where it is kept.
+/// What the file and vp-ctl want, and what of the host is ours.
 pub struct Desired {
     pub config: Config,
     pub runtime: Runtime,
-    pub(super) state: StateDir,
-    pub(super) endpoints: Endpoints,
-    pub(super) endpoints_unsaved: bool,
     pub(super) network: Option<Network>,
     pub(super) nft: Option<nft::Firewall>,
     pub(super) listen_port: u16,

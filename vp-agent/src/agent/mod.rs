@@ -2,14 +2,17 @@
 //! thread; the data thread is reached by its handle alone.
 
 mod desired;
+mod names;
 mod records;
+mod resolve;
 mod running;
 mod settings;
+mod tasks;
 
 pub use desired::Desired;
 pub use running::Running;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, Entry};
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle};
@@ -18,21 +21,22 @@ use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
-use records::{denial_record, flow_record};
 use settings::{effective, fixed_changes};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
-use tokio::sync::Mutex;
-use vp::addr::{Name, PeerId};
-use vp::node::{Event, Node, Settings, SettingsError};
+use tokio::sync::{Mutex, Notify};
+use vp::addr::Name;
+use vp::node::{Node, Settings, SettingsError};
 use vp_proto::api::AuditRecord;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Everything that the control thread shares.
 pub struct Agent {
+    /// This site.
+    pub site: Name,
     pub handle: Handle,
     pub control: Control<Handle>,
     pub started: Instant,
@@ -42,9 +46,19 @@ pub struct Agent {
     pub buffer_bytes: (usize, usize),
     pub public_key: [u8; 32],
     pub wanted: Mutex<Desired>,
-    pub audit: Mutex<Audit>,
-    /// Names of peers, so that not every flow's record asks the data thread; forgotten when peers may change.
-    sites: Mutex<BTreeMap<PeerId, Name>>,
+    pub audit: Audit,
+    state: StateDir,
+    learnt: std::sync::Mutex<Learnt>,
+    /// For the loop: peers may have other names than before.
+    peers_changed: AtomicBool,
+    presences_changed: Notify,
+    endpoints_changed: Notify,
+}
+
+/// Where peers were seen last.
+struct Learnt {
+    endpoints: Endpoints,
+    unsaved: bool,
 }
 
 /// Why a change was not made.
@@ -81,6 +95,7 @@ impl Agent {
         torn.iter().for_each(|warning| tracing::warn!("{warning}"));
         let runtime = Runtime::load(&state)?;
         let endpoints = Endpoints::load(&state)?;
+        let audit = Audit::open(config.audit.as_deref()).await.map_err(anyhow::Error::msg)?;
         let (settings, clashes) = effective(&config, &runtime, &endpoints);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
@@ -102,19 +117,11 @@ impl Agent {
         let (handle, events, data) = dataplane::start(DataPlane { node, tun, udp, journal: Box::new(journal) })?;
         let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
-        let audit = Audit::open(config.audit.as_deref());
-        let wanted = Desired {
-            config,
-            runtime,
-            state,
-            endpoints,
-            endpoints_unsaved: false,
-            network: Some(network),
-            nft,
-            listen_port: listen.port(),
-            warnings: clashes,
-        };
+        let site = config.settings.site.clone();
+        let wanted =
+            Desired { config, runtime, network: Some(network), nft, listen_port: listen.port(), warnings: clashes };
         let agent = Arc::new(Self {
+            site,
             handle,
             control,
             started: Instant::now(),
@@ -123,16 +130,20 @@ impl Agent {
             buffer_bytes,
             public_key,
             wanted: Mutex::new(wanted),
-            audit: Mutex::new(audit),
-            sites: Mutex::default(),
+            audit,
+            state,
+            learnt: std::sync::Mutex::new(Learnt { endpoints, unsaved: false }),
+            peers_changed: AtomicBool::new(false),
+            presences_changed: Notify::new(),
+            endpoints_changed: Notify::new(),
         });
-        let running = Running { agent, events, notices, syncer, data };
+        let running = Running::new(agent, events, notices, syncer, data);
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
         if let Err(error) = applied {
             running.stop().await;
             return Err(error.into());
         }
-        running.agent.tell("started", format!("version {}", env!("CARGO_PKG_VERSION"))).await;
+        running.agent.tell("started", format!("version {}", env!("CARGO_PKG_VERSION")));
         Ok(running)
     }
 
@@ -142,14 +153,15 @@ impl Agent {
         let mut config = Config::load(&wanted.config.file, &host_networks().await?)?;
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(fixed_changes(&wanted.config, &config)?);
-        let (settings, clashes) = effective(&config, &wanted.runtime, &wanted.endpoints);
+        let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
         warnings.extend(clashes);
         self.configure(settings).await?;
         wanted.config = config;
         wanted.apply_to_host(&self.handle).await?;
         drop(wanted);
-        self.audit.lock().await.reopen();
-        self.tell("configuration", "the file was read again".to_owned()).await;
+        self.endpoints_changed.notify_one();
+        warnings.extend(self.audit.reopen().await.err());
+        self.tell("configuration", "the file was read again".to_owned());
         Ok(warnings)
     }
 
@@ -161,105 +173,47 @@ impl Agent {
     ) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
         let mut runtime = wanted.runtime.clone();
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &wanted.endpoints);
+        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
         change(&mut runtime, &wanted.config, &before)?;
-        let (settings, clashes) = effective(&wanted.config, &runtime, &wanted.endpoints);
+        let (settings, clashes) = effective(&wanted.config, &runtime, &self.learnt().endpoints);
         self.configure(settings).await?;
-        if let Err(error) = runtime.save(&wanted.state) {
+        if let Err(error) = runtime.save(&self.state) {
             self.configure(before).await?;
             return Err(error.into());
         }
         wanted.runtime = runtime;
         wanted.apply_to_host(&self.handle).await?;
         drop(wanted);
-        self.tell("configuration", what).await;
+        self.tell("configuration", what);
         Ok(clashes)
     }
 
     async fn configure(&self, settings: Settings) -> Result<(), Refused> {
-        self.sites.lock().await.clear();
-        Ok(self.handle.call(move |node, _, now| node.configure(settings, now)).await??)
-    }
-
-    /// Peers whose endpoint is a name, and that are away: what the name says now.
-    async fn resolve(&self) {
-        let endpoints = self.wanted.lock().await.config.endpoints.clone();
-        for (site, endpoint) in endpoints {
-            let of = site.clone();
-            let away = self.handle.call(move |node, _, now| {
-                let peer = node.peer_by_site(&of)?;
-                let up = node.peers(now).iter().any(|(id, status)| *id == peer && status.state == "up");
-                (!up).then_some(peer)
-            });
-            let Ok(Some(peer)) = away.await else { continue };
-            match tokio::net::lookup_host(&endpoint).await.map(|mut addresses| addresses.next()) {
-                Ok(Some(address)) => {
-                    self.handle.call(move |node, _, _| node.set_endpoint(peer, address)).await.ok();
-                }
-                Ok(None) => tracing::warn!("peer {site}: endpoint {endpoint} has no address"),
-                Err(error) => tracing::warn!("peer {site}: endpoint {endpoint}: {error}"),
-            }
-        }
-    }
-
-    /// What another program took away: `nft flush ruleset` is what restarting many a firewall begins with.
-    async fn restore(&self) {
-        let mut wanted = self.wanted.lock().await;
-        let Some(nft) = &mut wanted.nft else { return };
-        match nft.restore().await {
-            Ok(false) => {}
-            Ok(true) => tracing::warn!("another program had removed the gateway's nftables table; it is there again"),
-            Err(error) => tracing::warn!("nftables: {error:#}"),
-        }
+        let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
+        self.peers_changed.store(true, Ordering::Relaxed);
+        Ok(configured?)
     }
 
     /// A record of what happened to the gateway itself.
-    async fn tell(&self, event: &str, detail: String) {
-        let site = self.site().await.to_string();
+    fn tell(&self, event: &str, detail: String) {
+        let site = self.site.to_string();
         let record = AuditRecord { event: event.to_owned(), site, detail: Some(detail), ..AuditRecord::default() };
-        self.audit.lock().await.write(record);
+        self.audit.write([Entry::Record(record)]);
     }
 
-    async fn tell_peer(&self, event: &str, peer: &Name) {
-        let (site, peer) = (self.site().await.to_string(), Some(peer.to_string()));
-        let record = AuditRecord { event: event.to_owned(), site, peer, ..AuditRecord::default() };
-        self.audit.lock().await.write(record);
+    fn peer_record(&self, event: &str, peer: String) -> AuditRecord {
+        let site = self.site.to_string();
+        AuditRecord { event: event.to_owned(), site, peer: Some(peer), ..AuditRecord::default() }
     }
 
-    /// A record of a flow or a denial, with the names that the numbers stand for.
-    async fn tell_flow(&self, event: Event) {
-        let site = self.site().await.to_string();
-        let peer = match &event {
-            Event::FlowOpened(flow) | Event::FlowClosed { flow, .. } => Some(flow.peer),
-            Event::Denied(denial) => denial.peer,
-            _ => return,
-        };
-        let peer = match peer {
-            Some(peer) => self.site_of(peer).await.map(|site| site.to_string()),
-            None => None,
-        };
-        let mut audit = self.audit.lock().await;
-        match event {
-            Event::FlowOpened(flow) => audit.write(flow_record("flow-opened", site, peer, &flow, None)),
-            Event::FlowClosed { flow, end } => audit.write(flow_record("flow-closed", site, peer, &flow, Some(end))),
-            Event::Denied(denial) => audit.deny(denial_record(site, peer, &denial)),
-            _ => {}
-        }
+    fn learn_endpoint(&self, site: &Name, to: SocketAddr) {
+        let mut learnt = self.learnt();
+        learnt.endpoints.0.insert(site.to_string(), to);
+        learnt.unsaved = true;
     }
 
-    /// This site's name.
-    pub async fn site(&self) -> Name {
-        self.wanted.lock().await.config.settings.site.clone()
-    }
-
-    async fn site_of(&self, peer: PeerId) -> Option<Name> {
-        let mut sites = self.sites.lock().await;
-        if let Some(site) = sites.get(&peer) {
-            return Some(site.clone());
-        }
-        let site = self.handle.call(move |node, _, _| node.peer_site(peer).cloned()).await.ok().flatten()?;
-        sites.insert(peer, site.clone());
-        Some(site)
+    fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
