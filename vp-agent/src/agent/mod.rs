@@ -21,7 +21,7 @@ use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
-use settings::{effective, fixed_changes};
+use settings::{effective, keep_fixed};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -150,9 +150,12 @@ impl Agent {
     /// Reads the file again. On any error everything stays as it was.
     pub async fn reload(&self) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
-        let mut config = Config::load(&wanted.config.file, &host_networks().await?)?;
+        let mut host = host_networks().await?;
+        // The file may name another one already.
+        host.interfaces.retain(|(interface, _)| *interface != wanted.config.interface);
+        let mut config = Config::load(&wanted.config.file, &host)?;
         let mut warnings = std::mem::take(&mut config.warnings);
-        warnings.extend(fixed_changes(&wanted.config, &config)?);
+        warnings.extend(keep_fixed(&wanted.config, &mut config)?);
         let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
         warnings.extend(clashes);
         self.configure(settings).await?;

@@ -43,24 +43,66 @@ pub(super) fn effective(config: &Config, runtime: &Runtime, endpoints: &Endpoint
     (settings, clashes)
 }
 
-/// What cannot change while the agent runs.
-pub(super) fn fixed_changes(old: &Config, new: &Config) -> Result<Vec<String>, ConfigError> {
+/// What cannot change while the agent runs is refused. What changes at the next restart stays as it is until then, and is
+/// said.
+pub(super) fn keep_fixed(running: &Config, new: &mut Config) -> Result<Vec<String>, ConfigError> {
     let fixed = [
-        ("site", old.settings.site != new.settings.site),
-        ("key", old.key != new.key),
-        ("state_dir", old.state_dir != new.state_dir),
+        ("site", running.settings.site != new.settings.site),
+        ("key", running.key != new.key),
+        ("state_dir", running.state_dir != new.state_dir),
     ];
     if let Some((what, _)) = fixed.iter().find(|(_, changed)| *changed) {
         let message = format!("{what} cannot change while the agent runs, expected what it was, or a restart");
         return Err(ConfigError { file: Some(new.file.clone()), at: None, message });
     }
     let at_restart = [
-        ("listen", old.listen != new.listen),
-        ("interface", old.interface != new.interface),
-        ("socket", old.socket != new.socket),
-        ("metrics", old.metrics != new.metrics),
-        ("audit", old.audit != new.audit),
+        ("listen", keep(&running.listen, &mut new.listen)),
+        ("interface", keep(&running.interface, &mut new.interface)),
+        ("socket", keep(&running.socket, &mut new.socket)),
+        ("metrics", keep(&running.metrics, &mut new.metrics)),
+        ("audit", keep(&running.audit, &mut new.audit)),
     ];
     let changed = at_restart.iter().filter(|(_, changed)| *changed);
     Ok(changed.map(|(what, _)| format!("{what} changes at the next restart")).collect())
+}
+
+/// Whether the new value was another one.
+fn keep<T: PartialEq + Clone>(running: &T, new: &mut T) -> bool {
+    let changed = running != new;
+    new.clone_from(running);
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HostNetworks;
+    use std::path::Path;
+
+    fn config(more: &str) -> Config {
+        let text = format!("site: factory\npool: [10.0.1.0/24]\n{more}");
+        Config::parse(Path::new("agent.yaml"), &text, &HostNetworks::default()).expect("a good file")
+    }
+
+    #[test]
+    fn what_changes_at_a_restart_is_said_and_stays_until_then() {
+        let running = config("socket: /run/vp/agent.sock\nmetrics: 127.0.0.1:9100\n");
+        let changes = "listen: 0.0.0.0:1\ninterface: vp9\nsocket: /run/vp/other.sock\naudit: /var/log/vp/a.jsonl\n";
+        for _ in 0..2 {
+            let mut new = config(&format!("{changes}mtu: 1400\n"));
+            let warnings = keep_fixed(&running, &mut new).expect("no refusal");
+            let said = ["listen", "interface", "socket", "metrics", "audit"];
+            assert_eq!(warnings, said.map(|what| format!("{what} changes at the next restart")));
+            assert_eq!((new.listen, &new.interface, &new.socket), (None, &running.interface, &running.socket));
+            assert_eq!((new.metrics, &new.audit, new.settings.inner_mtu), (running.metrics, &None, 1400));
+        }
+        assert_eq!(keep_fixed(&running, &mut running.clone()).expect("nothing changed"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn another_state_dir_is_refused_while_the_agent_runs() {
+        let refused = keep_fixed(&config(""), &mut config("state_dir: /srv/vp\nkey: /var/lib/vp/site.key\n"));
+        let refused = refused.expect_err("refused").to_string();
+        assert!(refused.contains("state_dir cannot change"), "{refused}");
+    }
 }
