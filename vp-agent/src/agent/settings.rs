@@ -101,8 +101,9 @@ mod tests {
 
     #[test]
     fn another_state_dir_is_refused_while_the_agent_runs() {
-        let refused = keep_fixed(&config(""), &mut config("state_dir: /srv/vp\nkey: /var/lib/vp/site.key\n"));
-        let refused = refused.expect_err("refused").to_string();
+        let mut new = config("");
+        new.state_dir = "/srv/vp".into();
+        let refused = keep_fixed(&config(""), &mut new).expect_err("refused").to_string();
         assert!(refused.contains("state_dir cannot change"), "{refused}");
     }
 }
