@@ -84,6 +84,8 @@ fn next_address(addresses: &[SocketAddr], tried: &mut Vec<SocketAddr>) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
 
     #[test]
     fn each_address_of_a_name_has_its_turn_whatever_their_order() {
@@ -95,5 +97,32 @@ mod tests {
         assert_eq!(next_address(&[b, c, a], &mut tried), Some(b));
         assert_eq!(next_address(&[b], &mut tried), Some(b), "the only one is tried again and again");
         assert_eq!(next_address(&[], &mut tried), None);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_away_is_called_where_its_name_leads_and_one_without_a_good_name_holds_nobody_up() {
+        crate::sys::enter_new_network_namespace();
+        let folder = tempfile::tempdir().expect("folder");
+        let (file, directory) = (folder.path().join("agent.yaml"), folder.path().display());
+        let text = format!(
+            "site: factory\npool: [10.0.1.0/24]\ninterface: vp-test\nstate_dir: {directory}/state\npeers:\n  \
+             - {{site: cloud, public_key: {}, endpoint: \"localhost:51820\"}}\n  \
+             - {{site: depot, public_key: {}, endpoint: \"nowhere.invalid:51820\"}}\n",
+            STANDARD.encode([1; 32]),
+            STANDARD.encode([2; 32]),
+        );
+        std::fs::write(&file, text).expect("file");
+        let running = Agent::start(&file).await.expect("agent");
+        let mut tried = Tried::new();
+        resolve(&running.agent, &mut tried).await.expect("data thread");
+        let peers = running.agent.handle.call(|node, _, now| node.peers(now)).await.expect("data thread");
+        let endpoint = |site: &str| {
+            let peer = peers.iter().find(|(_, peer)| peer.site == site);
+            peer.and_then(|(_, peer)| peer.endpoint.clone())
+        };
+        let tried = tried.values().flatten().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!((tried.first(), tried.len()), (endpoint("cloud").as_ref(), 1));
+        assert_eq!(endpoint("depot"), None);
+        running.stop().await;
     }
 }

@@ -85,7 +85,9 @@ async fn a_stop_writes_everything_and_takes_nothing_more() {
     let audit = Audit::open(Some(&path)).await.expect("audit");
     audit.write((0..10_000).map(|number| record(&number.to_string())));
     audit.write([Entry::Denial(denial("10.0.0.2:1")), Entry::Denial(denial("10.0.0.2:2"))]);
+    let start = Instant::now();
     audit.stop().await;
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     assert_eq!(std::fs::read_to_string(&path).expect("file").lines().count(), 10_002);
     audit.write([record("too late")]);
     assert_eq!(audit.lost(), 1);

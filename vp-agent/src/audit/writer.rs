@@ -88,17 +88,23 @@ impl Writer {
 
     /// False when the disk does not take in time what was handed over before.
     pub(super) async fn flush(&self) -> bool {
-        let (flushed, answer) = oneshot::channel();
-        self.order(|queue| queue.flushes.push(flushed));
-        matches!(timeout(WAIT_MAX, answer).await, Ok(Ok(())))
+        self.finish(false).await
     }
 
     /// Takes no more lines, and waits a little for the disk to take those that there are.
     pub(super) async fn stop(&self) {
-        self.order(|queue| queue.stop = true);
-        if !self.flush().await {
+        if !self.finish(true).await {
             tracing::warn!("{}", self.shared.message("its last lines were not written in time"));
         }
+    }
+
+    async fn finish(&self, stop: bool) -> bool {
+        let (flushed, answer) = oneshot::channel();
+        self.order(|queue| {
+            queue.flushes.push(flushed);
+            queue.stop |= stop;
+        });
+        matches!(timeout(WAIT_MAX, answer).await, Ok(Ok(())))
     }
 
     pub(super) fn path(&self) -> &Path {
