@@ -40,12 +40,10 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let detail = "leases could not be written; after a restart they may be others".to_owned();
         findings.push(finding("leases-not-kept", "error", detail, "see the disk under state_dir, then restart"));
     }
-    let audit = agent.audit.lock().await;
-    if let Some(failure) = audit.failure() {
-        let detail = format!("{failure} ({} lines lost)", audit.lost());
+    if let Some(failure) = agent.audit.failure() {
+        let detail = format!("{failure} ({} lines lost)", agent.audit.lost());
         findings.push(finding("audit-not-written", "error", detail, "free the disk or mend the path, then reload"));
     }
-    drop(audit);
     for warning in &agent.wanted.lock().await.warnings {
         findings.push(finding("host", "warning", warning.clone(), "see the agent's log"));
     }

@@ -41,7 +41,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(&arguments.config)) {
+    let ended = runtime.block_on(run(&arguments.config));
+    // Not waiting for a name server that does not answer.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, whatever is in it.
@@ -90,7 +93,7 @@ async fn run(file: &Path) -> anyhow::Result<()> {
         return Err(error);
     }
     let agent = running.agent.clone();
-    tracing::info!("{} is ready: {}, listening on {}", agent.site().await, agent.offload.word(), agent.listen);
+    tracing::info!("{} is ready: {}, listening on {}", agent.site, agent.offload.word(), agent.listen);
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).ok();
     let reload = tokio::spawn(async move {
         while hang_up.recv().await.is_some() {

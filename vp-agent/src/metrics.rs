@@ -44,7 +44,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
         }
     });
     let figures = figures.await?;
-    let audit_lost = agent.audit.lock().await.lost();
+    let audit_lost = agent.audit.lost();
     let mut registry = Registry::with_prefix("vp");
     peers(&mut registry, &figures.peers);
     flows(&mut registry, &figures);

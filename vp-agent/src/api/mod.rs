@@ -5,6 +5,8 @@ mod ask;
 mod change;
 mod show;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use socket::bind;
 
@@ -45,6 +47,9 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/metrics", get(show::metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such request; is vp-ctl newer than the agent?") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "GET where POST is expected, or the other way round")
+        })
         .with_state(agent)
 }
 

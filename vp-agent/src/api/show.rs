@@ -89,7 +89,7 @@ pub async fn flows(
 ) -> Answer<Vec<api::Flow>> {
     let Query(FlowsQuery { service, limit }) = query?;
     let limit = limit.unwrap_or(FLOWS_MAX).min(FLOWS_MAX);
-    let site = agent.wanted.lock().await.config.settings.site.clone();
+    let site = &agent.site;
     let named = |text: String| {
         // One of this site's own services may be named without its site.
         let name = if text.contains('.') { text } else { format!("{text}.{site}") };
@@ -135,13 +135,17 @@ pub async fn audit(
     query: Result<Query<AuditQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let Query(AuditQuery { lines, follow }) = query?;
-    let audit = agent.audit.lock().await;
-    let mut known = audit.last(lines.unwrap_or(AUDIT_LINES)).join("\n");
+    let lines = lines.unwrap_or(AUDIT_LINES);
+    let (known, followed) = if follow.unwrap_or(false) {
+        let (known, news) = agent.audit.follow(lines).await;
+        (known, Some(news))
+    } else {
+        (agent.audit.last(lines).await, None)
+    };
+    let mut known = known.join("\n");
     if !known.is_empty() {
         known.push('\n');
     }
-    let followed = follow.unwrap_or(false).then(|| audit.follow());
-    drop(audit);
     let news = futures_util::stream::unfold(followed, |followed| async {
         let mut followed = followed?;
         loop {

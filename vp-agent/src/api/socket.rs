@@ -13,7 +13,6 @@ const MODE: u32 = 0o660;
 /// Takes connections of root, of the agent's own user and of the group's members only.
 pub struct Guarded {
     listener: UnixListener,
-    group: Option<Group>,
     own: u32,
 }
 
@@ -36,18 +35,18 @@ pub async fn bind(path: &Path) -> Result<Guarded> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).with_context(at)?;
-    let group = Group::read();
-    if let Some(group) = &group {
+    if let Some(group) = Group::read() {
         chown(path, None, Some(group.id)).with_context(at)?;
     }
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).with_context(at)?;
-    Ok(Guarded { listener, group, own: crate::sys::effective_user() })
+    Ok(Guarded { listener, own: crate::sys::effective_user() })
 }
 
 impl Guarded {
     fn admits(&self, peer: &UCred) -> bool {
-        let member = |group: &Group| peer.gid() == group.id || group.members.contains(&peer.uid());
-        peer.uid() == 0 || peer.uid() == self.own || self.group.as_ref().is_some_and(member)
+        // Looked up anew: members come and go while the agent runs.
+        let member = |group: Group| peer.gid() == group.id || group.members.contains(&peer.uid());
+        peer.uid() == 0 || peer.uid() == self.own || Group::read().is_some_and(member)
     }
 }
 

@@ -1,0 +1,83 @@
+//! The audit log's file: what an operator sees when it cannot be written, and what a reload may not move.
+//!
+//! ```text
+//!   cloud gateway -- web .5
+//! ```
+
+use anyhow::{Context, ensure};
+use netns_tests::{Families, Plan, Setup, World, agent, story, wait_until};
+use serde_json::Value;
+use std::fs;
+
+fn finding(status: &Value) -> Option<String> {
+    let health = status["health"].as_array()?;
+    let finding = health.iter().find(|finding| finding["name"] == "audit-not-written")?;
+    finding["detail"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn an_audit_log_that_cannot_be_opened_is_refused_at_start_and_said_at_a_reload() {
+    story(|lab| {
+        let plan = Plan::named("same", Families::V4)?;
+        let mut world = World::new(lab, &Setup { factories: 0, ..Setup::new(&plan) })?;
+        let cloud = &mut world.cloud.agent;
+        let (file, logs) = (cloud.directory().join("agent.yaml"), cloud.directory().join("logs"));
+        let written = fs::read_to_string(&file)?;
+        let elsewhere = |text: &str| text.replace("/audit.jsonl", "/logs/audit.jsonl");
+        cloud.stop()?;
+        fs::write(&file, elsewhere(&written))?;
+        let mut command = cloud.machine.command(&agent::binary("vp-agent")?.to_string_lossy());
+        let output = command.arg("--config").arg(&file).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code() == Some(1), "{said}");
+        let last = said.trim().lines().last().context("nothing said")?;
+        ensure!(last.starts_with("vp-agent: audit log ") && last.contains("logs/audit.jsonl: No such file"), "{said}");
+
+        fs::create_dir(&logs)?;
+        cloud.start_again(lab)?;
+        ensure!(finding(&cloud.status()?).is_none());
+        fs::rename(&logs, logs.with_extension("away"))?;
+        let output = cloud.ctl_output("reload")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success() && said.contains("logs/audit.jsonl: No such file"), "{said}");
+        wait_until("the lost line to be counted", || {
+            Ok(finding(&cloud.status()?).is_some_and(|detail| detail.ends_with("(1 lines lost)")))
+        })?;
+        // What is not in the file is in memory.
+        ensure!(cloud.ctl("-o json audit -n 1")?.contains("the file was read again"));
+        fs::create_dir(&logs)?;
+        cloud.ctl("reload")?;
+        ensure!(finding(&cloud.status()?).is_none());
+        cloud.stop()?;
+        let lines = fs::read_to_string(logs.join("audit.jsonl"))?;
+        ensure!(lines.lines().count() == 1 && lines.contains("the file was read again"), "{lines}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reload_moves_nothing_that_changes_at_a_restart() {
+    story(|lab| {
+        let plan = Plan::named("same", Families::V4)?;
+        let mut world = World::new(lab, &Setup { factories: 0, ..Setup::new(&plan) })?;
+        let cloud = &mut world.cloud.agent;
+        let (socket, directory) = (cloud.socket(), cloud.directory().to_owned());
+        let written = fs::read_to_string(directory.join("agent.yaml"))?;
+        let other = written.replace("/agent.sock", "/other.sock").replace("/audit.jsonl", "/other.jsonl");
+        fs::write(directory.join("agent.yaml"), other + "interface: vp9\nmetrics: 127.0.0.1:9\n")?;
+        fs::write(directory.join("other.sock"), "not ours")?;
+        let before = cloud.status()?["interface"].clone();
+        for _ in 0..2 {
+            let output = cloud.ctl_output("reload")?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+            for what in ["interface", "socket", "metrics", "audit"] {
+                ensure!(said.contains(&format!("{what} changes at the next restart")), "{said}");
+            }
+        }
+        ensure!(cloud.status()?["interface"] == before);
+        ensure!(cloud.ctl("-o json audit -n 1")?.contains("the file was read again"));
+        cloud.stop()?;
+        ensure!(!socket.exists() && directory.join("other.sock").exists() && !directory.join("other.jsonl").exists());
+        Ok::<(), anyhow::Error>(())
+    });
+}

@@ -1,0 +1,67 @@
+//! What is wanted of the node and of the host, and the host brought in line with it.
+
+use super::Refused;
+use crate::config::{Config, Reach};
+use crate::dataplane::Handle;
+use crate::netlink::{self, Network};
+use crate::nft;
+use crate::state::Runtime;
+use std::net::SocketAddr;
+use vp::node::Mapping;
+
+/// What the file and vp-ctl want, and what of the host is ours.
+pub struct Desired {
+    pub config: Config,
+    pub runtime: Runtime,
+    pub(super) network: Option<Network>,
+    pub(super) nft: Option<nft::Firewall>,
+    pub(super) listen_port: u16,
+    /// What is not as it should be with the host, from when it was last brought in line.
+    pub warnings: Vec<String>,
+}
+
+impl Desired {
+    /// Brings routes, neighbour entries and masquerading to what the node has now.
+    pub(super) async fn apply_to_host(&mut self, handle: &Handle) -> Result<(), Refused> {
+        let (gateway, presences, settings) = handle
+            .call(|node, _, _| (node.gateway_addresses(), node.presence_blocks(), node.settings().clone()))
+            .await?;
+        let proxy = match &self.config.reach {
+            Reach::Routed => None,
+            Reach::ProxyArp(interface) => Some(interface.clone()),
+        };
+        let pool = settings.pool.prefixes().to_vec();
+        let network = netlink::Wanted { mtu: settings.inner_mtu, pool, gateway, proxy, presences };
+        self.warnings.clear();
+        if let Some(own) = &mut self.network {
+            self.warnings.extend(own.apply(&network).await?);
+        }
+        if let Some(nft) = &mut self.nft {
+            let own_ports = self.config.metrics.iter().map(SocketAddr::port).chain([self.listen_port]).collect();
+            nft.apply(nft::Wanted { pool: network.pool, services: settings.exposures, own_ports }).await?;
+        }
+        self.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        Ok(())
+    }
+
+    pub(super) async fn presences_changed(&mut self, handle: &Handle) -> Result<(), Refused> {
+        let presences = handle.call(|node, _, _| node.presence_blocks()).await?;
+        if let Some(network) = &mut self.network {
+            self.warnings.extend(network.set_presences(&presences).await?);
+        }
+        Ok(())
+    }
+
+    /// Whether the file says so, or vp-ctl did.
+    #[must_use]
+    pub fn origin_of_exposure(&self, name: &str) -> &'static str {
+        let in_file = self.config.settings.exposures.iter().any(|exposure| exposure.name.as_str() == name);
+        if in_file { "file" } else { "runtime" }
+    }
+
+    #[must_use]
+    pub fn origin_of_presence(&self, service: &str) -> &'static str {
+        let matches = |mapping: &Mapping| service.parse().is_ok_and(|name| mapping.service.matches(&name));
+        if self.config.settings.mappings.iter().any(matches) { "file" } else { "runtime" }
+    }
+}

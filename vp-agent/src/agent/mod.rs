@@ -1,0 +1,231 @@
+//! The gateway as a whole: what the file and vp-ctl want, applied to the node and to the host. Lives on the control
+//! thread; the data thread is reached by its handle alone.
+
+mod desired;
+mod names;
+mod records;
+mod resolve;
+mod running;
+mod settings;
+mod tasks;
+
+pub use desired::Desired;
+pub use running::Running;
+
+use crate::audit::{Audit, Entry};
+use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
+use crate::control::Control;
+use crate::dataplane::{self, DataPlane, Handle};
+use crate::netlink::{self, Network};
+use crate::nft;
+use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
+use crate::sys::{Tun, TunOffload, Udp};
+use anyhow::{Context, Result};
+use settings::{effective, keep_fixed};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::{Mutex, Notify};
+use vp::addr::Name;
+use vp::node::{Node, Settings, SettingsError};
+use vp_proto::api::AuditRecord;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+/// Everything that the control thread shares.
+pub struct Agent {
+    /// This site.
+    pub site: Name,
+    pub handle: Handle,
+    pub control: Control<Handle>,
+    pub started: Instant,
+    pub offload: TunOffload,
+    pub listen: SocketAddr,
+    /// Of the UDP socket: receive and send.
+    pub buffer_bytes: (usize, usize),
+    pub public_key: [u8; 32],
+    pub wanted: Mutex<Desired>,
+    pub audit: Audit,
+    state: StateDir,
+    learnt: std::sync::Mutex<Learnt>,
+    /// For the loop: peers may have other names than before.
+    peers_changed: AtomicBool,
+    presences_changed: Notify,
+    endpoints_changed: Notify,
+}
+
+/// Where peers were seen last.
+struct Learnt {
+    endpoints: Endpoints,
+    unsaved: bool,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    #[error("{0}")]
+    Field(#[from] FieldError),
+    #[error("{0}")]
+    Settings(#[from] SettingsError),
+    #[error("{0}")]
+    State(#[from] crate::state::StateError),
+    #[error("{0}")]
+    Gone(#[from] dataplane::Gone),
+    #[error("{0:#}")]
+    Host(#[from] anyhow::Error),
+    #[error("{0}")]
+    Request(String),
+}
+
+impl Agent {
+    pub async fn start(file: &Path) -> Result<Running> {
+        let host = host_networks().await?;
+        let config = Config::load(file, &host)?;
+        config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let state = StateDir::open(&config.state_dir)?;
+        if !config.key.exists() {
+            config::create_key(&config.key).with_context(|| format!("key file {}", config.key.display()))?;
+            tracing::info!("made a new key: {}", config.key.display());
+        }
+        let key = StaticSecret::from(*config::read_key(&config.key).map_err(anyhow::Error::msg)?);
+        let (journal, syncer, leases, torn) = FileJournal::open(&state)?;
+        torn.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let runtime = Runtime::load(&state)?;
+        let endpoints = Endpoints::load(&state)?;
+        let audit = Audit::open(config.audit.as_deref()).await.map_err(anyhow::Error::msg)?;
+        let (settings, clashes) = effective(&config, &runtime, &endpoints);
+        clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
+        let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
+        let public_key = PublicKey::from(&key).to_bytes();
+        let node = Node::new(settings, leases, key, seed, Instant::now())?;
+        let interface = &config.interface;
+        let tun = Tun::open(interface)?;
+        let offload = tun.offload();
+        if offload != TunOffload::TcpAndUdp {
+            tracing::warn!("interface {interface}: offload {}, which costs speed", offload.word());
+        }
+        let udp = Udp::bind(config.listen).with_context(|| match config.listen {
+            Some(listen) => format!("cannot listen on {listen}"),
+            None => "cannot open a UDP socket".to_owned(),
+        })?;
+        udp.refusals().iter().for_each(|refusal| tracing::warn!("{refusal}"));
+        let (listen, buffer_bytes) = (udp.local_address()?, udp.buffer_bytes()?);
+        let network = Network::open(interface).await?;
+        let (handle, events, data) = dataplane::start(DataPlane { node, tun, udp, journal: Box::new(journal) })?;
+        let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
+        let nft = Some(nft::Firewall::new(interface));
+        let site = config.settings.site.clone();
+        let wanted =
+            Desired { config, runtime, network: Some(network), nft, listen_port: listen.port(), warnings: clashes };
+        let agent = Arc::new(Self {
+            site,
+            handle,
+            control,
+            started: Instant::now(),
+            offload,
+            listen,
+            buffer_bytes,
+            public_key,
+            wanted: Mutex::new(wanted),
+            audit,
+            state,
+            learnt: std::sync::Mutex::new(Learnt { endpoints, unsaved: false }),
+            peers_changed: AtomicBool::new(false),
+            presences_changed: Notify::new(),
+            endpoints_changed: Notify::new(),
+        });
+        let running = Running::new(agent, events, notices, syncer, data);
+        let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
+        if let Err(error) = applied {
+            running.stop().await;
+            return Err(error.into());
+        }
+        running.agent.tell("started", format!("version {}", env!("CARGO_PKG_VERSION")));
+        Ok(running)
+    }
+
+    /// Reads the file again. On any error everything stays as it was.
+    pub async fn reload(&self) -> Result<Vec<String>, Refused> {
+        let mut wanted = self.wanted.lock().await;
+        let mut host = host_networks().await?;
+        // The file may name another one already.
+        host.interfaces.retain(|(interface, _)| *interface != wanted.config.interface);
+        let mut config = Config::load(&wanted.config.file, &host)?;
+        let mut warnings = std::mem::take(&mut config.warnings);
+        warnings.extend(keep_fixed(&wanted.config, &mut config)?);
+        let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
+        warnings.extend(clashes);
+        self.configure(settings).await?;
+        wanted.config = config;
+        wanted.apply_to_host(&self.handle).await?;
+        drop(wanted);
+        self.endpoints_changed.notify_one();
+        warnings.extend(self.audit.reopen().await.err());
+        self.tell("configuration", "the file was read again".to_owned());
+        Ok(warnings)
+    }
+
+    /// Makes what vp-ctl asked for true, and keeps it only then. It is judged by the settings that are in force.
+    pub async fn change(
+        &self,
+        what: String,
+        change: impl FnOnce(&mut Runtime, &Config, &Settings) -> Result<(), Refused>,
+    ) -> Result<Vec<String>, Refused> {
+        let mut wanted = self.wanted.lock().await;
+        let mut runtime = wanted.runtime.clone();
+        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
+        change(&mut runtime, &wanted.config, &before)?;
+        let (settings, clashes) = effective(&wanted.config, &runtime, &self.learnt().endpoints);
+        self.configure(settings).await?;
+        if let Err(error) = runtime.save(&self.state) {
+            self.configure(before).await?;
+            return Err(error.into());
+        }
+        wanted.runtime = runtime;
+        wanted.apply_to_host(&self.handle).await?;
+        drop(wanted);
+        self.tell("configuration", what);
+        Ok(clashes)
+    }
+
+    async fn configure(&self, settings: Settings) -> Result<(), Refused> {
+        let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
+        self.peers_changed.store(true, Ordering::Relaxed);
+        Ok(configured?)
+    }
+
+    /// A record of what happened to the gateway itself.
+    fn tell(&self, event: &str, detail: String) {
+        let site = self.site.to_string();
+        let record = AuditRecord { event: event.to_owned(), site, detail: Some(detail), ..AuditRecord::default() };
+        self.audit.write([Entry::Record(record)]);
+    }
+
+    fn peer_record(&self, event: &str, peer: String) -> AuditRecord {
+        let site = self.site.to_string();
+        AuditRecord { event: event.to_owned(), site, peer: Some(peer), ..AuditRecord::default() }
+    }
+
+    fn learn_endpoint(&self, site: &Name, to: SocketAddr) {
+        let mut learnt = self.learnt();
+        learnt.endpoints.0.insert(site.to_string(), to);
+        learnt.unsaved = true;
+    }
+
+    fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The host's own networks, for the configuration's checks.
+pub async fn host_networks() -> Result<HostNetworks> {
+    let host = netlink::HostNetworks::read().await?;
+    let networks = host.addresses.into_iter().filter_map(|own| {
+        let prefix = own.network.prefix_len();
+        Some((own.interface, ipnet::IpNet::new(own.address, prefix).ok()?))
+    });
+    Ok(HostNetworks { interfaces: networks.collect() })
+}

@@ -1,0 +1,77 @@
+//! Names of peers by their numbers, as records of flows need them.
+
+use crate::dataplane::Handle;
+use std::collections::BTreeMap;
+use vp::addr::{Name, PeerId};
+use vp::node::Event;
+
+/// Belongs to the loop alone. A number that one peer gave up may become another's: what the node told of the first, up
+/// to its end, still gets the first one's name.
+#[derive(Default)]
+pub(super) struct Names(BTreeMap<PeerId, (PublicKey, Name)>);
+
+type PublicKey = [u8; 32];
+
+impl Names {
+    pub(super) fn of(&self, peer: PeerId) -> Option<&Name> {
+        self.0.get(&peer).map(|(_, site)| site)
+    }
+
+    /// After the end of the peer's session: who has the number next is to be asked.
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.0.remove(&peer);
+    }
+
+    pub(super) async fn ask(&mut self, handle: &Handle) {
+        let peers = handle.call(|node, _, _| {
+            let named = node.peer_settings();
+            named.map(|(peer, settings)| (peer, (settings.public_key, settings.identity.site.clone()))).collect()
+        });
+        // Without a data thread there is nobody to ask, and soon no agent.
+        self.learn(peers.await.unwrap_or_default());
+    }
+
+    fn learn(&mut self, peers: Vec<(PeerId, (PublicKey, Name))>) {
+        for (peer, (key, site)) in peers {
+            match self.0.get(&peer) {
+                Some((other, _)) if *other != key => {}
+                Some(_) | None => drop(self.0.insert(peer, (key, site))),
+            }
+        }
+    }
+}
+
+/// Whose name the record of this event needs.
+pub(super) fn peer_of(event: &Event) -> Option<PeerId> {
+    match event {
+        Event::PeerUp(peer) | Event::PeerDown(peer) | Event::PeerMoved { peer, .. } => Some(*peer),
+        Event::FlowOpened(flow) | Event::FlowClosed { flow, .. } => Some(flow.peer),
+        Event::Denied(denial) => denial.peer,
+        Event::Granted(_)
+        | Event::Released(_)
+        | Event::Control { .. }
+        | Event::OfferChanged(_)
+        | Event::PresencesChanged => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(number: u32, key: u8, site: &str) -> (PeerId, (PublicKey, Name)) {
+        (PeerId(number), ([key; 32], Name::new(site).expect("name")))
+    }
+
+    #[test]
+    fn a_number_keeps_its_peers_name_until_that_peers_end() {
+        let mut names = Names::default();
+        names.learn(vec![peer(0, 1, "cloud"), peer(1, 2, "depot")]);
+        names.learn(vec![peer(0, 3, "factory"), peer(1, 2, "warehouse")]);
+        assert_eq!(names.of(PeerId(0)).map(Name::as_str), Some("cloud"));
+        assert_eq!(names.of(PeerId(1)).map(Name::as_str), Some("warehouse"), "the same peer under another name");
+        names.forget(PeerId(0));
+        names.learn(vec![peer(0, 3, "factory")]);
+        assert_eq!(names.of(PeerId(0)).map(Name::as_str), Some("factory"));
+    }
+}

@@ -1,0 +1,170 @@
+//! The loop of the control thread: what the node tells, until the stop. Nothing in it waits for the disk, for name
+//! servers or for other programs.
+
+use super::names::{Names, peer_of};
+use super::records::{denial_record, flow_record};
+use super::{Agent, tasks};
+use crate::audit::Entry;
+use crate::control::Notice;
+use crate::dataplane;
+use crate::state::Syncer;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use vp::addr::{Name, PeerId};
+use vp::node::Event;
+
+/// Events taken at a time, before others of the control thread have their turn: a millisecond's work.
+const EVENTS_MAX: usize = 256;
+/// How often denials that were summed up are written.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What ends with the process.
+pub struct Running {
+    pub agent: Arc<Agent>,
+    events: mpsc::Receiver<Event>,
+    notices: mpsc::Receiver<Notice>,
+    syncer: Arc<Syncer>,
+    data: JoinHandle<()>,
+    names: Names,
+}
+
+impl Running {
+    pub(super) fn new(
+        agent: Arc<Agent>,
+        events: mpsc::Receiver<Event>,
+        notices: mpsc::Receiver<Notice>,
+        syncer: Syncer,
+        data: JoinHandle<()>,
+    ) -> Self {
+        Self { agent, events, notices, syncer: Arc::new(syncer), data, names: Names::default() }
+    }
+
+    /// Carries events until told to stop. An error when there is nothing to carry any more.
+    pub async fn run(&mut self, mut stop: impl Future<Output = ()> + Unpin) -> Result<(), dataplane::Gone> {
+        tasks::spawn(&self.agent, &self.syncer);
+        let mut tick = tokio::time::interval(TICK);
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                taken = self.events.recv_many(&mut events, EVENTS_MAX) => {
+                    if taken == 0 {
+                        return Err(dataplane::Gone);
+                    }
+                    self.take(&mut events).await;
+                    tokio::task::yield_now().await;
+                }
+                Some(notice) = self.notices.recv() => self.notice(notice).await,
+                _ = tick.tick() => self.agent.audit.tick(),
+            }
+        }
+    }
+
+    async fn take(&mut self, events: &mut Vec<Event>) {
+        let mut is_asked = self.agent.peers_changed.swap(false, Ordering::Relaxed);
+        if is_asked {
+            self.names.ask(&self.agent.handle).await;
+        }
+        let mut entries = Vec::with_capacity(events.len());
+        for event in events.drain(..) {
+            let unknown = peer_of(&event).is_some_and(|peer| self.names.of(peer).is_none());
+            if unknown && !is_asked {
+                self.names.ask(&self.agent.handle).await;
+                is_asked = true;
+            }
+            self.agent.control.handle_event(&event);
+            entries.extend(self.entry(&event));
+            self.act(&event);
+            if let Event::PeerDown(peer) = event {
+                self.names.forget(peer);
+                is_asked = false;
+            }
+        }
+        self.agent.audit.write(entries);
+    }
+
+    fn act(&self, event: &Event) {
+        match event {
+            Event::Granted(_) | Event::Released(_) | Event::PresencesChanged => {
+                self.agent.presences_changed.notify_one();
+            }
+            Event::PeerUp(peer) => tracing::info!("peer {} is up", self.name(*peer)),
+            Event::PeerDown(peer) => tracing::info!("peer {} is down", self.name(*peer)),
+            Event::PeerMoved { peer, to } => {
+                if let Some(site) = self.names.of(*peer) {
+                    tracing::info!("peer {site} is at {to}");
+                    self.agent.learn_endpoint(site, *to);
+                }
+            }
+            Event::Control { .. }
+            | Event::OfferChanged(_)
+            | Event::FlowOpened(_)
+            | Event::FlowClosed { .. }
+            | Event::Denied(_) => {}
+        }
+    }
+
+    /// What the audit log has of this event.
+    fn entry(&self, event: &Event) -> Option<Entry> {
+        let site = || self.agent.site.to_string();
+        let peer = |peer| self.names.of(peer).map(Name::to_string);
+        match event {
+            Event::PeerUp(of) => Some(Entry::Record(self.agent.peer_record("peer-up", peer(*of)?))),
+            Event::PeerDown(of) => Some(Entry::Record(self.agent.peer_record("peer-down", peer(*of)?))),
+            Event::FlowOpened(flow) => {
+                Some(Entry::Record(flow_record("flow-opened", site(), peer(flow.peer), flow, None)))
+            }
+            Event::FlowClosed { flow, end } => {
+                Some(Entry::Record(flow_record("flow-closed", site(), peer(flow.peer), flow, Some(*end))))
+            }
+            Event::Denied(denial) => Some(Entry::Denial(denial_record(site(), denial.peer.and_then(peer), denial))),
+            Event::Granted(_)
+            | Event::Released(_)
+            | Event::Control { .. }
+            | Event::PeerMoved { .. }
+            | Event::OfferChanged(_)
+            | Event::PresencesChanged => None,
+        }
+    }
+
+    async fn notice(&mut self, notice: Notice) {
+        if let Notice::OfferRefused { peer, reason } = notice {
+            if self.names.of(peer).is_none() {
+                self.names.ask(&self.agent.handle).await;
+            }
+            let site = self.name(peer);
+            tracing::warn!("peer {site}: its offer was refused: {reason}");
+            self.agent.tell("offer-refused", format!("{site}: {reason}"));
+        }
+    }
+
+    /// For people; one that was just removed from the configuration may have none.
+    fn name(&self, peer: PeerId) -> &str {
+        self.names.of(peer).map_or("(removed)", Name::as_str)
+    }
+
+    /// The host as it was before.
+    pub async fn stop(mut self) {
+        let mut wanted = self.agent.wanted.lock().await;
+        if let Some(network) = wanted.network.take() {
+            network.remove().await.unwrap_or_else(|error| tracing::warn!("routes: {error:#}"));
+        }
+        if let Some(nft) = wanted.nft.take() {
+            nft.remove().await.unwrap_or_else(|error| tracing::warn!("nftables: {error:#}"));
+        }
+        drop(wanted);
+        self.agent.handle.stop();
+        // Until the data thread has ended.
+        let mut last = Vec::new();
+        while let Some(event) = self.events.recv().await {
+            last.extend(self.entry(&event));
+        }
+        self.data.join().ok();
+        self.agent.audit.write(last);
+        self.agent.audit.stop().await;
+        tasks::keep(&self.agent, &self.syncer);
+    }
+}

@@ -1,0 +1,109 @@
+//! What the file and vp-ctl want together, and what a reload may change.
+
+use crate::config::{self, Config, ConfigError, one_line};
+use crate::state::{Endpoints, Runtime};
+use vp::addr::Limits;
+use vp::node::Settings;
+
+/// The file's settings with those of vp-ctl. Where both speak of one thing the file is right, and what the file leaves
+/// no room for any more is left out; both are said.
+pub(super) fn effective(config: &Config, runtime: &Runtime, endpoints: &Endpoints) -> (Settings, Vec<String>) {
+    let mut settings = config.settings.clone();
+    let mut clashes = Vec::new();
+    for request in &runtime.expose {
+        match config::exposure(request, Limits::default(), &settings) {
+            Ok(exposure) if settings.exposures.iter().any(|known| known.name == exposure.name) => {
+                clashes.push(format!("service {}: the file's entry stands, not that of vp-ctl expose", exposure.name));
+            }
+            Ok(exposure) => settings.exposures.push(exposure),
+            Err(error) => {
+                clashes.push(format!("service {} of vp-ctl expose is left out: {error}", one_line(&request.name)));
+            }
+        }
+    }
+    for request in &runtime.map {
+        match config::mapping(request, &settings) {
+            Ok(mapping) if settings.mappings.iter().any(|known| known.service == mapping.service) => {
+                clashes
+                    .push(format!("mapping of {}: the file's entry stands, not that of vp-ctl map", mapping.service));
+            }
+            Ok(mapping) => settings.mappings.push(mapping),
+            Err(error) => {
+                clashes.push(format!("mapping of {} of vp-ctl map is left out: {error}", one_line(&request.service)));
+            }
+        }
+    }
+    for peer in &mut settings.peers {
+        let site = peer.identity.site.as_str();
+        let configured = config.endpoints.iter().any(|(of, _)| of.as_str() == site);
+        if peer.endpoint.is_none() && !configured {
+            peer.endpoint = endpoints.0.get(site).copied();
+        }
+    }
+    (settings, clashes)
+}
+
+/// What cannot change while the agent runs is refused. What changes at the next restart stays as it is until then, and is
+/// said.
+pub(super) fn keep_fixed(running: &Config, new: &mut Config) -> Result<Vec<String>, ConfigError> {
+    let fixed = [
+        ("site", running.settings.site != new.settings.site),
+        ("key", running.key != new.key),
+        ("state_dir", running.state_dir != new.state_dir),
+    ];
+    if let Some((what, _)) = fixed.iter().find(|(_, changed)| *changed) {
+        let message = format!("{what} cannot change while the agent runs, expected what it was, or a restart");
+        return Err(ConfigError { file: Some(new.file.clone()), at: None, message });
+    }
+    let at_restart = [
+        ("listen", keep(&running.listen, &mut new.listen)),
+        ("interface", keep(&running.interface, &mut new.interface)),
+        ("socket", keep(&running.socket, &mut new.socket)),
+        ("metrics", keep(&running.metrics, &mut new.metrics)),
+        ("audit", keep(&running.audit, &mut new.audit)),
+    ];
+    let changed = at_restart.iter().filter(|(_, changed)| *changed);
+    Ok(changed.map(|(what, _)| format!("{what} changes at the next restart")).collect())
+}
+
+/// Whether the new value was another one.
+fn keep<T: PartialEq + Clone>(running: &T, new: &mut T) -> bool {
+    let changed = running != new;
+    new.clone_from(running);
+    changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::HostNetworks;
+    use std::path::Path;
+
+    fn config(more: &str) -> Config {
+        let text = format!("site: factory\npool: [10.0.1.0/24]\n{more}");
+        Config::parse(Path::new("agent.yaml"), &text, &HostNetworks::default()).expect("a good file")
+    }
+
+    #[test]
+    fn what_changes_at_a_restart_is_said_and_stays_until_then() {
+        let running = config("socket: /run/vp/agent.sock\nmetrics: 127.0.0.1:9100\n");
+        let changes = "listen: 0.0.0.0:1\ninterface: vp9\nsocket: /run/vp/other.sock\naudit: /var/log/vp/a.jsonl\n";
+        for _ in 0..2 {
+            let mut new = config(&format!("{changes}mtu: 1400\n"));
+            let warnings = keep_fixed(&running, &mut new).expect("no refusal");
+            let said = ["listen", "interface", "socket", "metrics", "audit"];
+            assert_eq!(warnings, said.map(|what| format!("{what} changes at the next restart")));
+            assert_eq!((new.listen, &new.interface, &new.socket), (None, &running.interface, &running.socket));
+            assert_eq!((new.metrics, &new.audit, new.settings.inner_mtu), (running.metrics, &None, 1400));
+        }
+        assert_eq!(keep_fixed(&running, &mut running.clone()).expect("nothing changed"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn another_state_dir_is_refused_while_the_agent_runs() {
+        let mut new = config("");
+        new.state_dir = "/srv/vp".into();
+        let refused = keep_fixed(&config(""), &mut new).expect_err("refused").to_string();
+        assert!(refused.contains("state_dir cannot change"), "{refused}");
+    }
+}

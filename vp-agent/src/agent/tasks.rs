@@ -1,0 +1,70 @@
+//! What waits for name servers, other programs or the disk: beside the loop, each in a task of its own.
+
+use super::{Agent, resolve};
+use crate::state::Syncer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+/// How often it is seen whether the nftables table is still there.
+const RESTORE_PAUSE: Duration = Duration::from_secs(30);
+/// How often the lease journal goes to the disk, and what was learnt of peers' endpoints.
+const KEEP_PAUSE: Duration = Duration::from_secs(1);
+
+/// They end with the runtime.
+pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
+    tokio::spawn(resolve::run(agent.clone()));
+    tokio::spawn(follow_presences(agent.clone()));
+    let restored = agent.clone();
+    tokio::spawn(every(RESTORE_PAUSE, async move || restore(&restored).await));
+    let (agent, syncer) = (agent.clone(), syncer.clone());
+    tokio::spawn(every(KEEP_PAUSE, async move || {
+        let (agent, syncer) = (agent.clone(), syncer.clone());
+        spawn_blocking(move || keep(&agent, &syncer)).await.ok();
+    }));
+}
+
+async fn every(pause: Duration, task: impl AsyncFn()) {
+    let mut interval = interval_at(Instant::now() + pause, pause);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        task().await;
+    }
+}
+
+async fn follow_presences(agent: Arc<Agent>) {
+    loop {
+        agent.presences_changed.notified().await;
+        let changed = agent.wanted.lock().await.presences_changed(&agent.handle).await;
+        changed.unwrap_or_else(|error| tracing::warn!("presences: {error}"));
+    }
+}
+
+/// What another program took away: `nft flush ruleset` is what restarting many a firewall begins with.
+async fn restore(agent: &Agent) {
+    let mut wanted = agent.wanted.lock().await;
+    let Some(nft) = &mut wanted.nft else { return };
+    match nft.restore().await {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!("another program had removed the gateway's nftables table; it is there again"),
+        Err(error) => tracing::warn!("nftables: {error:#}"),
+    }
+}
+
+/// Leases, and where peers were seen, to the disk.
+pub(super) fn keep(agent: &Agent, syncer: &Syncer) {
+    if let Err(error) = syncer.sync() {
+        tracing::warn!("the lease journal does not reach the disk: {error}");
+    }
+    let unsaved = {
+        let mut learnt = agent.learnt();
+        std::mem::take(&mut learnt.unsaved).then(|| learnt.endpoints.clone())
+    };
+    let Some(endpoints) = unsaved else { return };
+    if let Err(error) = endpoints.save(&agent.state) {
+        tracing::warn!("{error}");
+        agent.learnt().unsaved = true;
+    }
+}
