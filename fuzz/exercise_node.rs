@@ -151,7 +151,7 @@ impl World {
 
     /// All of the factory's packets in one batch. Cut wrongly they are nothing, and a second time they are replays.
     fn joined(&mut self, packets: &[Vec<u8>]) {
-        packets.iter().for_each(|packet| self.from_factory(packet));
+        packets.iter().for_each(|packet| self.queue(packet));
         let (messages, from) = (self.factory.take(), self.factory.address);
         for (message, stride) in messages.iter().filter(|(message, stride)| message.len() > *stride) {
             self.receive(from, &mut message.clone(), stride + 1);
@@ -180,7 +180,7 @@ impl World {
             self.fed.add(packet.len());
             self.node.handle_packet(&mut packet.clone(), Offload::default(), &mut self.output, self.now);
             self.settle();
-            self.from_factory(&packet);
+            self.queue(&packet);
             for (mut message, stride) in self.factory.take() {
                 self.receive(self.factory.address, &mut message, stride);
             }
@@ -192,7 +192,7 @@ impl World {
         self.settle();
     }
 
-    fn from_factory(&mut self, packet: &[u8]) {
+    fn queue(&mut self, packet: &[u8]) {
         self.fed.add(packet.len());
         self.factory.seal(packet, self.now);
     }
