@@ -4,8 +4,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+FUZZ_SECONDS ?= 240
 
-.PHONY: help demo test bench lint build install deb
+.PHONY: help demo test bench fuzz lint build install deb
 
 # The list of these.
 help:
@@ -36,6 +37,13 @@ bench:
 	netns-tests/scripts/prepare-bench
 	cargo build --release --workspace --bins --quiet
 	target/release/vp-bench $(BENCH)
+
+# Each fuzz target for four minutes, from the corpus of fuzz/corpus; needs cargo-fuzz. FUZZ_SECONDS=60 for a minute each.
+fuzz:
+	@for target in packet datagram offer config; do \
+		mkdir -p fuzz/target/found/$$target && RUSTC_BOOTSTRAP=1 cargo fuzz run $$target fuzz/target/found/$$target \
+		fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
+	done
 
 # Binaries, unit, man pages, completions and a first configuration, into PREFIX (/usr/local); DESTDIR for packagers.
 install:

@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/exercise.rs"]
 mod exercise;
+#[path = "../fuzz/exercise_node.rs"]
+mod exercise_node;
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,6 +28,14 @@ fn packets_of_the_corpus_do_no_harm() {
     for (name, bytes) in corpus("packet") {
         println!("{name}");
         exercise::packet(&bytes);
+    }
+}
+
+#[test]
+fn datagrams_of_the_corpus_do_no_harm() {
+    for (name, bytes) in corpus("datagram") {
+        let given = exercise_node::datagram(&bytes);
+        println!("{name}: {given}");
     }
 }
 

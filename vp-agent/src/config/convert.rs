@@ -27,6 +27,8 @@ const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=9000;
 const FLOWS_MAX: u32 = 262_144;
 /// A handshake each and a control channel each; more want several gateways.
 const PEERS_MAX: usize = 1000;
+/// Each is compared with each, and looked at for every new flow.
+const POOL_PREFIXES_MAX: usize = 64;
 
 struct Reader<'a> {
     file: &'a Path,
@@ -176,6 +178,9 @@ impl Reader<'_> {
     }
 
     fn pool(&self, texts: &Spanned<Vec<Text>>, reach: &Reach, own: &str) -> Result<Pool> {
+        if let Some(text) = texts.value.get(POOL_PREFIXES_MAX) {
+            return Err(self.fail(text.referenced, format!("pool: more than {POOL_PREFIXES_MAX} prefixes")));
+        }
         let mut prefixes: Vec<IpNet> = Vec::new();
         for text in &texts.value {
             let prefix = self.text("pool", text, values::prefix)?;

@@ -192,6 +192,19 @@ fn values_are_refused_where_they_stand() {
     wrong("reach: {proxy_arp: vp0}\n", ":3:20: proxy_arp: vp0 is the tunnels' own interface, expected the LAN's");
 }
 
+/// Each is compared with each: two thousand of them once took two minutes.
+#[test]
+fn a_pool_has_at_most_64_prefixes() {
+    let pool = |count: u32| {
+        let prefixes: Vec<String> = (0..count).map(|n| format!("10.9.{n}.0/24")).collect();
+        format!("site: a\npool: [{}]\n", prefixes.join(","))
+    };
+    assert!(parse(&pool(64)).is_ok());
+    let error = parse(&pool(65)).expect_err("too many");
+    assert_eq!(error, "agent.yaml:2:830: pool: more than 64 prefixes");
+    assert!(parse(&pool(200)).is_err());
+}
+
 #[test]
 fn a_pool_is_of_addresses_that_nobody_uses() {
     let pool = |pool: &str, expected: &str| whole(&format!("site: a\npool: [{pool}]\n"), expected);

@@ -1,0 +1,61 @@
+//! What fuzzing of the agent starts from, and what it once found, goes through the same functions in every test run.
+
+#[path = "../../fuzz/exercise_agent.rs"]
+mod exercise;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use vp_agent::config::{Config, HostNetworks};
+use vp_agent::control::offer;
+
+fn folder(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// Name and content of every file of a folder.
+fn files(path: &str) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(folder(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let read = |path: PathBuf| {
+        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+        (name, fs::read(&path).expect("readable"))
+    };
+    let mut files: Vec<_> = entries.map(|entry| read(entry.expect("entry").path())).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+#[test]
+fn offers_of_the_corpus_do_no_harm() {
+    for (name, bytes) in files("fuzz/corpus/offer") {
+        println!("{name}");
+        exercise::offer(&bytes);
+        let is_good = offer::read(&bytes).is_ok();
+        assert!(verdict(&name).is_none_or(|good| good == is_good));
+    }
+}
+
+#[test]
+fn configurations_of_the_corpus_do_no_harm() {
+    for (name, bytes) in files("fuzz/corpus/config") {
+        println!("{name}");
+        exercise::config(&bytes);
+        let parse = |text| Config::parse(Path::new("agent.yaml"), text, &HostNetworks::default());
+        let is_good = std::str::from_utf8(&bytes).is_ok_and(|text| parse(text).is_ok());
+        assert!(verdict(&name).is_none_or(|good| good == is_good));
+    }
+}
+
+#[test]
+fn examples_are_read_as_the_corpus_is() {
+    files("examples").into_iter().for_each(|(_, bytes)| exercise::config(&bytes));
+}
+
+/// What the name says of a file that was made by hand; what was found has other names.
+fn verdict(name: &str) -> Option<bool> {
+    match name.split('-').next() {
+        Some("good") => Some(true),
+        Some("bad") => Some(false),
+        _ => None,
+    }
+}
