@@ -122,6 +122,11 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
     registry.register("send_errors", "Sends to the network that failed", counted(&counters.send_errors));
     registry.register("tun_write_errors", "Writes to the TUN that failed", counted(&counters.tun_write_errors));
     registry.register("journal_errors", "Leases that could not be kept", counted(&counters.journal_errors));
+    registry.register(
+        "congestion_drops",
+        "Datagrams of streams faster than this gateway, dropped so that others do not wait",
+        counted(&counters.congestion_drops),
+    );
     registry.register("unsegmented_sends", "Sends without segmentation offload", counted(&counters.unsegmented_sends));
     registry.register("tun_offload", "What the kernel does for the TUN; always 1", offload);
     registry.register("uptime_seconds", "Since the start", gauge(agent.started.elapsed().as_secs()));

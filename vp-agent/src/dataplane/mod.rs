@@ -1,6 +1,7 @@
 //! The data thread: owns the node, the TUN and the UDP socket, and does nothing but carry packets between them.
 //! Everything else reaches the node as a closure that runs between two batches.
 
+mod codel;
 mod deliver;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,8 @@ pub struct Counters {
     pub send_overload: AtomicU64,
     /// Batches that the kernel did not want to cut up, and that were sent singly.
     pub unsegmented_sends: AtomicU64,
+    /// Datagrams dropped so that a stream that is faster than this gateway does not make others wait.
+    pub congestion_drops: AtomicU64,
     /// Messages from the network that were cut short, and dropped.
     pub truncated_messages: AtomicU64,
     /// Packets that the TUN did not take: the interface is down.

@@ -1,9 +1,10 @@
 //! The loop: wait, take what came, let the node decide, keep leases, send. Nothing is allocated for a packet, and
 //! nothing waits but for packets, time or the control thread.
 
+use super::codel::Codel;
 use super::deliver::Deliverer;
 use super::{Command, DataPlane, Handle, count};
-use crate::sys::{Datagrams, Poller, Receiver, Sender, Token, is_later};
+use crate::sys::{Datagrams, Message, Poller, Receiver, Sender, Token, is_later};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -50,6 +51,7 @@ pub(super) struct Worker {
     sender: Sender,
     receiver: Receiver,
     receive_limit: usize,
+    codel: Codel,
     deliverer: Deliverer,
     buffer: Box<[u8]>,
     inbox: mpsc::Receiver<Command>,
@@ -75,6 +77,7 @@ impl Worker {
             sender: Sender::default(),
             receiver: Receiver::default(),
             receive_limit: JOINED_MESSAGES,
+            codel: Codel::new(Instant::now()),
             deliverer: Deliverer::default(),
             buffer: vec![0; PACKET_AT + PACKET_BYTES_MAX].into(),
             inbox,
@@ -179,9 +182,14 @@ impl Worker {
                 self.plane.node.handle_batch_end(&mut self.output, self.now);
                 self.flush();
             }
-            let Some(message) = self.receiver.message(index) else { continue };
-            let (from, stride) = (message.from, message.stride);
-            self.plane.node.handle_datagrams(from, message.bytes, stride, &mut self.output, self.now);
+            let Some(Message { from, mut bytes, stride, waited }) = self.receiver.message(index) else { continue };
+            // A message as large as a stream's is the stream's own, and the last datagram of it.
+            if self.codel.drops(waited, self.now) && bytes.len() >= FLUSH_BYTES {
+                let kept = (bytes.len() - 1) / stride.max(1) * stride;
+                bytes = &mut bytes[..kept];
+                count(&self.handle.counters.congestion_drops, 1);
+            }
+            self.plane.node.handle_datagrams(from, bytes, stride, &mut self.output, self.now);
         }
         self.plane.node.handle_batch_end(&mut self.output, self.now);
         self.flush();

@@ -83,6 +83,9 @@ const FAMILIES: [(Family, u8); 2] = [(Family::V4, 4), (Family::V6, 6)];
 /// pool. Source ports are kept (RFC 4787 REQ-1) but for those that are the gateway's own: a flow that took the
 /// tunnels' port would receive what is the tunnels' (CVE-2021-3773). A target on the gateway itself is not forwarded
 /// to and sees the caller presence, to which this host has a way back.
+///
+/// Without a service that wants it there is no `sources`, and no `timers`, so that packets are not tracked for nothing:
+/// the kernel's tracking costs more than all that is done here.
 pub(super) fn table(interface: &str, wanted: &Wanted, timeouts: &Timeouts) -> String {
     let mut text = String::new();
     write_table(&mut text, interface, wanted, timeouts).ok(); // writing to a string does not fail
@@ -91,8 +94,6 @@ pub(super) fn table(interface: &str, wanted: &Wanted, timeouts: &Timeouts) -> St
 
 fn write_table(text: &mut String, interface: &str, wanted: &Wanted, timeouts: &Timeouts) -> std::fmt::Result {
     writeln!(text, "table inet {} {{", name(interface))?;
-    write_timeouts(text, "tcp", &timeouts.tcp)?;
-    write_timeouts(text, "udp", &timeouts.udp)?;
     writeln!(text, "counter spoofed {{ }}\ncounter elsewhere {{ }}")?;
     for (family, n) in FAMILIES {
         write_sets(text, family, n, wanted)?;
@@ -103,7 +104,17 @@ fn write_table(text: &mut String, interface: &str, wanted: &Wanted, timeouts: &T
         writeln!(text, "{ip} saddr @pool{n} counter name spoofed drop")?;
         writeln!(text, "{ip} daddr @pool{n} fib saddr . iif oif missing counter name elsewhere drop")?;
     }
-    writeln!(text, "}}\nchain timers {{\ntype filter hook prerouting priority mangle; policy accept;")?;
+    if wanted.services.iter().any(|service| service.source == Source::Masquerade) {
+        writeln!(text, "}}")?;
+        write_masquerade(text, interface, wanted, timeouts)?;
+    }
+    writeln!(text, "}}\n}}")
+}
+
+fn write_masquerade(text: &mut String, interface: &str, wanted: &Wanted, timeouts: &Timeouts) -> std::fmt::Result {
+    write_timeouts(text, "tcp", &timeouts.tcp)?;
+    write_timeouts(text, "udp", &timeouts.udp)?;
+    writeln!(text, "chain timers {{\ntype filter hook prerouting priority mangle; policy accept;")?;
     for protocol in ["tcp", "udp"] {
         writeln!(
             text,
@@ -125,7 +136,7 @@ fn write_table(text: &mut String, interface: &str, wanted: &Wanted, timeouts: &T
         writeln!(text, "{ip} saddr @pool{n} {ip} daddr . meta l4proto . th dport @ports{n} goto source_ports")?;
         writeln!(text, "{ip} saddr @pool{n} {ip} daddr @echo{n} {echo} masquerade")?;
     }
-    writeln!(text, "}}\n}}")
+    Ok(())
 }
 
 fn write_timeouts(text: &mut String, protocol: &str, timeouts: &[(&str, u32)]) -> std::fmt::Result {

@@ -8,7 +8,7 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What the kernel queues in and out while this process does not run; the default of 208 KB is 3 super-packets.
 const BUFFER_BYTES: usize = 8 << 20;
@@ -22,7 +22,7 @@ const SENDS_MAX: usize = 64;
 const REFUSAL: Duration = Duration::from_secs(60);
 /// Destinations remembered; beyond that all are asked again.
 const REFUSALS_MAX: usize = 1024;
-/// Room for the one control message that is wanted, with its header.
+/// Room for the two control messages that are wanted, with their headers.
 const CONTROL_BYTES: usize = 64;
 
 /// The tunnels' socket. Datagrams are never marked "do not fragment": a small MTU on the way costs speed, and makes
@@ -73,6 +73,8 @@ impl Udp {
         if self.set(libc::SOL_UDP, libc::UDP_GRO, 1).is_err() {
             refusals.push("the kernel does not join received UDP datagrams (UDP_GRO)".to_owned());
         }
+        // Without it no queue shows, and none is shortened.
+        self.set(libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)?;
         let buffers = [
             ("receive", libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, "rmem_max"),
             ("send", libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, "wmem_max"),
@@ -293,23 +295,40 @@ impl Messages {
         space as usize
     }
 
-    /// How long each datagram of the received message `index` is, if it is several.
-    fn segment_bytes(&self, index: usize) -> Option<usize> {
+    /// What the kernel said beside the received message `index`.
+    fn aside(&self, index: usize) -> Aside {
+        let mut aside = Aside::default();
         let header = &raw const self.headers[index].msg_hdr;
         // SAFETY: the kernel filled the header and its control buffer, which is ours and still in place; the macros
-        // keep within the length that the kernel wrote.
+        // keep within the length that the kernel wrote, and each message is as long as its type says.
         unsafe {
             let mut at = libc::CMSG_FIRSTHDR(header);
             while let Some(control) = at.as_ref() {
-                if (control.cmsg_level, control.cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
-                    let bytes = libc::CMSG_DATA(at).cast::<c_int>().read_unaligned();
-                    return usize::try_from(bytes).ok().filter(|bytes| *bytes > 0);
+                match (control.cmsg_level, control.cmsg_type) {
+                    (libc::SOL_UDP, libc::UDP_GRO) => {
+                        let bytes = libc::CMSG_DATA(at).cast::<c_int>().read_unaligned();
+                        aside.segment_bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0);
+                    }
+                    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS) => {
+                        let time = libc::CMSG_DATA(at).cast::<libc::timespec>().read_unaligned();
+                        let (seconds, nanos) = (u64::try_from(time.tv_sec), u32::try_from(time.tv_nsec));
+                        aside.arrived = seconds.ok().zip(nanos.ok()).map(|(s, n)| Duration::new(s, n));
+                    }
+                    _ => {}
                 }
                 at = libc::CMSG_NXTHDR(header, at);
             }
         }
-        None
+        aside
     }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Aside {
+    /// How long each datagram of the message is, if it is several.
+    segment_bytes: Option<usize>,
+    /// By the wall clock, since 1970.
+    arrived: Option<Duration>,
 }
 
 /// Sends datagrams, many a call. Stays on the thread that made it.
@@ -429,18 +448,22 @@ pub struct Message<'a> {
     pub from: SocketAddr,
     pub bytes: &'a mut [u8],
     pub stride: usize,
+    /// In the socket's queue.
+    pub waited: Duration,
 }
 
 /// Receives datagrams, many a call. Stays on the thread that made it.
 pub struct Receiver {
     messages: Messages,
     buffers: Box<[u8]>,
+    /// When the last call returned, by the wall clock.
+    received: Duration,
 }
 
 impl Default for Receiver {
     fn default() -> Self {
         let buffers = vec![0; MESSAGES_MAX * MESSAGE_BYTES_MAX].into();
-        Self { messages: Messages::new(MESSAGES_MAX), buffers }
+        Self { messages: Messages::new(MESSAGES_MAX), buffers, received: Duration::ZERO }
     }
 }
 
@@ -462,7 +485,9 @@ impl Receiver {
             let (fd, count) = (socket.socket.as_raw_fd(), headers.len() as libc::c_uint);
             libc::recvmmsg(fd, headers.as_mut_ptr(), count, 0, std::ptr::null_mut())
         };
-        check(answer).map(|count| count as usize)
+        let count = check(answer)? as usize;
+        self.received = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(count)
     }
 
     /// Message `index` of those that the last call of [`Self::receive`] counted; none if it was cut short.
@@ -471,10 +496,12 @@ impl Receiver {
         let length = header.msg_len as usize;
         let is_cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
         let from = self.messages.names[index].address()?;
-        let stride = self.messages.segment_bytes(index).unwrap_or(length);
+        let aside = self.messages.aside(index);
+        let stride = aside.segment_bytes.unwrap_or(length);
+        let waited = self.received.saturating_sub(aside.arrived.unwrap_or(self.received));
         let start = index * MESSAGE_BYTES_MAX;
         let bytes = self.buffers.get_mut(start..start + length)?;
-        (!is_cut).then_some(Message { from, bytes, stride })
+        (!is_cut).then_some(Message { from, bytes, stride, waited })
     }
 }
 

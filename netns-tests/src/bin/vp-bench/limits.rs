@@ -69,10 +69,12 @@ fn tuns() -> Result<f64> {
             scope.spawn(move || carry(from, to, is_over));
         }
         let line = format!("iperf3 -J -C cubic -c 10.78.0.2 -p {} -t 3", PORTS.iperf);
-        let output = wait_for("a stream through two TUNs", || a.sh(&line).map(Some));
+        let rate = wait_for("a stream through two TUNs", || {
+            let json: Value = serde_json::from_str(&a.sh(&line)?)?;
+            Ok(json["end"]["sum_received"]["bits_per_second"].as_f64())
+        });
         is_over.store(true, Ordering::Relaxed);
-        let end = &serde_json::from_str::<Value>(&output?)?["end"]["sum_received"]["bits_per_second"];
-        Ok(end.as_f64().context("a number of iperf3's")? / 1e9)
+        Ok(rate? / 1e9)
     })
 }
 

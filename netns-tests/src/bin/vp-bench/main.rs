@@ -20,17 +20,18 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use work::{Metric, Servers};
+use work::{Metric, Servers, Work};
 
 const HELP: &str = "\
 Measures two agents side by side with a plain link, other tunnels and proxies.
 
-Usage: vp-bench [--rounds N] [--seconds N] [--only NAME,NAME...] [--peers DIR] [--write DIR] [--json]
+Usage: vp-bench [--rounds N] [--seconds N] [--only NAME,...] [--work NAME,...] [--peers DIR] [--write DIR] [--json]
 
   --rounds N     times each is measured (default 3)
   --seconds N    of each measurement (default 5)
   --only NAMES   of: veth, vp-agent, wireguard-go-sid, wireguard-go, boringtun-1-thread, gotatun, nebula, socat,
                  nginx-stream (default all)
+  --work NAMES   of: streams, plain-underlay, round-trips, datagrams, connections (default all)
   --peers DIR    where netns-tests/scripts/prepare-bench put the others (default target/peers)
   --write DIR    also write performance.json, performance.txt and plots there
   --json         print JSON only
@@ -41,6 +42,7 @@ struct Options {
     rounds: usize,
     seconds: u64,
     only: Vec<Kind>,
+    work: Vec<Work>,
     peers: PathBuf,
     write: Option<PathBuf>,
     json: bool,
@@ -68,6 +70,7 @@ fn options() -> Result<Option<Options>> {
         rounds: 3,
         seconds: 5,
         only: Kind::ALL.to_vec(),
+        work: Work::ALL.to_vec(),
         peers: "target/peers".into(),
         write: None,
         json: false,
@@ -82,7 +85,8 @@ fn options() -> Result<Option<Options>> {
             "--seconds" => options.seconds = value()?.parse().context("--seconds N")?,
             "--peers" => options.peers = value()?.into(),
             "--write" => options.write = Some(value()?.into()),
-            "--only" => options.only = value()?.split(',').map(kind).collect::<Result<_>>()?,
+            "--only" => options.only = named(&value()?, &Kind::ALL, Kind::name)?,
+            "--work" => options.work = named(&value()?, &Work::ALL, Work::name)?,
             other => bail!("{other} is not known; see --help"),
         }
     }
@@ -90,9 +94,11 @@ fn options() -> Result<Option<Options>> {
     Ok(Some(options))
 }
 
-fn kind(name: &str) -> Result<Kind> {
-    let known = Kind::ALL.into_iter().find(|kind| kind.name() == name);
-    known.with_context(|| format!("--only: {name} is not known; see --help"))
+/// Those of `all` that are named, in their order.
+fn named<T: Copy>(names: &str, all: &[T], name: fn(T) -> &'static str) -> Result<Vec<T>> {
+    let known = |wanted: &str| all.iter().copied().find(|one| name(*one) == wanted);
+    let find = |wanted: &str| known(wanted).with_context(|| format!("{wanted} is not known; see --help"));
+    names.split(',').map(find).collect()
 }
 
 fn run(options: &Options) -> Result<()> {
@@ -102,8 +108,9 @@ fn run(options: &Options) -> Result<()> {
     for round in 1..=options.rounds {
         for kind in &options.only {
             let running = machines.start(*kind).with_context(|| kind.name())?;
-            let figures = work::measure(&machines, *kind, &running, options.seconds).with_context(|| kind.name())?;
-            drop(running);
+            let figures = work::measure(&machines, *kind, &running, &options.work, options.seconds)
+                .with_context(|| kind.name())?;
+            running.stop()?;
             eprintln!("round {round} of {}: {:<19}{}", options.rounds, kind.name(), brief(&figures));
             rounds.push((*kind, figures));
         }

@@ -84,8 +84,8 @@ pub struct Running {
     pub host: IpAddr,
     pub ports: Ports,
     pids: Vec<u32>,
+    agents: Vec<Agent>,
     /// Ended when this is dropped.
-    _agents: Vec<Agent>,
     _processes: Vec<Process>,
 }
 
@@ -93,6 +93,11 @@ impl Running {
     /// Its processes with their children.
     pub fn pids(&self) -> Vec<u32> {
         self.pids.iter().flat_map(|pid| descendants(*pid)).collect()
+    }
+
+    /// Leaves the machines as they were: nothing of the one may slow the next.
+    pub fn stop(mut self) -> Result<()> {
+        self.agents.iter_mut().try_for_each(Agent::stop)
     }
 }
 
@@ -161,7 +166,7 @@ impl Machines {
         ];
         let host = agents[1].presence("all.b")?;
         let pids = agents.iter().map(|agent| agent.process().pid()).collect();
-        Ok(Running { host, ports: AGENT_PORTS, pids, _agents: agents, _processes: Vec::new() })
+        Ok(Running { host, ports: AGENT_PORTS, pids, agents, _processes: Vec::new() })
     }
 
     /// A program that takes an interface's name and is configured by `wg`.
@@ -269,7 +274,7 @@ fn proxied() -> [(u16, u16); 3] {
 
 fn running(host: IpAddr, ports: Ports, processes: Vec<Process>) -> Running {
     let pids = processes.iter().map(Process::pid).collect();
-    Running { host, ports, pids, _agents: Vec::new(), _processes: processes }
+    Running { host, ports, pids, agents: Vec::new(), _processes: processes }
 }
 
 fn descendants(pid: u32) -> Vec<u32> {

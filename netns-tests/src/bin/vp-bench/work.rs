@@ -99,6 +99,31 @@ impl Metric {
     }
 }
 
+/// What of it is to be done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    Streams,
+    PlainUnderlay,
+    RoundTrips,
+    Datagrams,
+    Connections,
+}
+
+impl Work {
+    pub const ALL: [Self; 5] =
+        [Self::Streams, Self::PlainUnderlay, Self::RoundTrips, Self::Datagrams, Self::Connections];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::PlainUnderlay => "plain-underlay",
+            Self::RoundTrips => "round-trips",
+            Self::Datagrams => "datagrams",
+            Self::Connections => "connections",
+        }
+    }
+}
+
 pub type Figures = BTreeMap<Metric, f64>;
 
 /// The servers on machine `b`, for all that are measured.
@@ -136,44 +161,46 @@ impl Servers {
     }
 }
 
-/// All of it, for one that is up.
-pub fn measure(machines: &Machines, kind: Kind, running: &Running, seconds: u64) -> Result<Figures> {
+/// The work, with one that is up.
+pub fn measure(machines: &Machines, kind: Kind, running: &Running, work: &[Work], seconds: u64) -> Result<Figures> {
     let mut figures = Figures::new();
     let a = &machines.a;
-    let stream = |options: &str, seconds: u64| -> Result<Value> {
-        let (host, port) = (running.host, running.ports.iperf);
-        iperf(a, &format!("-C cubic -c {host} -p {port} -t {seconds} {options}"))
-    };
-    wait_for("a first stream", || stream("", 1).map(Some)).context(kind.name())?;
-
-    let before = cpu_seconds(running);
-    let end = stream("", seconds)?;
-    let cpu = cpu_seconds(running) - before;
-    figures.insert(Metric::Stream, gigabits(&end, "sum_received")?);
-    figures.insert(Metric::StreamCpu, cpu / (number(&end["sum_received"]["bytes"])? / 1e9));
-    figures.insert(Metric::StreamRetransmits, number(&end["sum_sent"]["retransmits"]).unwrap_or(0.0));
-    figures.insert(Metric::EightStreams, gigabits(&stream("-P 8", seconds)?, "sum_received")?);
-    let end = stream("--bidir", seconds)?;
-    figures.insert(Metric::BothWays, gigabits(&end, "sum_received")? + gigabits(&end, "sum_received_bidir_reverse")?);
-
-    let (p50, p99) = round_trips(a, running, seconds)?;
-    figures.extend([(Metric::RoundTrip, p50), (Metric::RoundTripTail, p99)]);
-    let (p50, p99) = beside_stream(machines, running, seconds)?;
-    figures.extend([(Metric::RoundTripLoaded, p50), (Metric::RoundTripLoadedTail, p99)]);
-
-    if !kind.is_proxy() {
+    wait_for("a first stream", || stream(a, running, "", 1).map(Some)).context(kind.name())?;
+    if work.contains(&Work::Streams) {
+        let before = cpu_seconds(running);
+        let end = stream(a, running, "", seconds)?;
+        let cpu = cpu_seconds(running) - before;
+        figures.insert(Metric::Stream, gigabits(&end, "sum_received")?);
+        figures.insert(Metric::StreamCpu, cpu / (number(&end["sum_received"]["bytes"])? / 1e9));
+        figures.insert(Metric::StreamRetransmits, number(&end["sum_sent"]["retransmits"]).unwrap_or(0.0));
+        let end = stream(a, running, "-P 8", seconds)?;
+        figures.insert(Metric::EightStreams, gigabits(&end, "sum_received")?);
+        let end = stream(a, running, "--bidir", seconds)?;
+        let both = gigabits(&end, "sum_received")? + gigabits(&end, "sum_received_bidir_reverse")?;
+        figures.insert(Metric::BothWays, both);
+    }
+    if work.contains(&Work::RoundTrips) {
+        let (p50, p99) = round_trips(a, running, seconds)?;
+        figures.extend([(Metric::RoundTrip, p50), (Metric::RoundTripTail, p99)]);
+        let (p50, p99) = beside_stream(a, running, seconds)?;
+        figures.extend([(Metric::RoundTripLoaded, p50), (Metric::RoundTripLoadedTail, p99)]);
+    }
+    if work.contains(&Work::Datagrams) && !kind.is_proxy() {
         let (rate, cpu) = datagrams(a, running, SMALL_BYTES)?;
         figures.extend([(Metric::SmallDatagrams, rate), (Metric::SmallDatagramsCpu, cpu)]);
         figures.insert(Metric::LargeDatagrams, datagrams(a, running, LARGE_BYTES)?.0);
     }
-    figures.insert(Metric::Connections, connections(a, running, seconds)?);
+    if work.contains(&Work::Connections) {
+        figures.insert(Metric::Connections, connections(a, running, seconds)?);
+    }
     figures.insert(Metric::Memory, memory_megabytes(running));
     figures.insert(Metric::Idle, idle_percent(running, seconds));
-
-    underlay(machines, false)?;
-    let plain = stream("", seconds).and_then(|end| gigabits(&end, "sum_received"));
-    underlay(machines, true)?;
-    figures.insert(Metric::StreamPlainUnderlay, plain?);
+    if work.contains(&Work::PlainUnderlay) {
+        underlay(machines, false)?;
+        let plain = stream(a, running, "", seconds).and_then(|end| gigabits(&end, "sum_received"));
+        underlay(machines, true)?;
+        figures.insert(Metric::StreamPlainUnderlay, plain?);
+    }
     if kind == Kind::Veth {
         // It has no gateways.
         for metric in [Metric::StreamCpu, Metric::SmallDatagramsCpu, Metric::Memory, Metric::Idle] {
@@ -181,6 +208,11 @@ pub fn measure(machines: &Machines, kind: Kind, running: &Running, seconds: u64)
         }
     }
     Ok(figures)
+}
+
+/// One run of iperf3 over TCP.
+fn stream(a: &Namespace, running: &Running, options: &str, seconds: u64) -> Result<Value> {
+    iperf(a, &format!("-C cubic -c {} -p {} -t {seconds} {options}", running.host, running.ports.iperf))
 }
 
 /// One run of iperf3: what it says of its end.
@@ -255,19 +287,18 @@ fn ping_pong(a: &Namespace, to: SocketAddr, duration: Duration) -> Result<(f64, 
 }
 
 /// The same while a stream takes all it can.
-fn beside_stream(machines: &Machines, running: &Running, seconds: u64) -> Result<(f64, f64)> {
+fn beside_stream(a: &Namespace, running: &Running, seconds: u64) -> Result<(f64, f64)> {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let line = format!("iperf3 -J -C cubic -c {} -p {} -t {}", running.host, running.ports.iperf, seconds + 2);
         let is_over = &is_over;
         let stream = scope.spawn(move || {
-            let ended = machines.a.sh(&line);
+            let ended = stream(a, running, "", seconds + 2);
             is_over.store(true, Ordering::Relaxed);
             ended.map(drop)
         });
         // Past its slow start.
         std::thread::sleep(Duration::from_secs(1));
-        let figures = round_trips(&machines.a, running, seconds);
+        let figures = round_trips(a, running, seconds);
         ensure!(!is_over.load(Ordering::Relaxed), "the stream ended too early");
         stream.join().map_err(|_| anyhow::anyhow!("the stream's thread"))??;
         figures

@@ -1,0 +1,105 @@
+//! Controlled delay (RFC 8289) of what waits in the UDP socket: its buffer is large, so that no burst is lost, and a stream
+//! that finds this gateway slower than its sender would fill it. Then one datagram of the stream is dropped now and then,
+//! which is how TCP learns, and everybody else's packets do not wait behind it.
+
+use std::time::{Duration, Instant};
+
+/// A queue that is never shorter than this stands; one that is, at times, is a burst. RFC 8289's 5 ms are for links of
+/// the internet; this queue is between two threads' turns.
+const TARGET: Duration = Duration::from_micros(500);
+/// So long a queue may stand before it is acted upon: longer than a scheduler's slice.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// How soon dropping goes on where it left off (section 5.5: 16 intervals).
+const MEMORY: u32 = 16;
+
+#[derive(Debug)]
+pub(super) struct Codel {
+    /// When the queue will have stood too long, if it does not get shorter before.
+    late: Option<Instant>,
+    /// The next drop, while it stands too long.
+    next: Option<Instant>,
+    last: Instant,
+    count: u32,
+    count_before: u32,
+}
+
+impl Codel {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { late: None, next: None, last: now, count: 0, count_before: 0 }
+    }
+
+    /// Whether something of what has waited so long is to be dropped.
+    pub(super) fn drops(&mut self, waited: Duration, now: Instant) -> bool {
+        if waited < TARGET {
+            (self.late, self.next) = (None, None);
+            return false;
+        }
+        let late = *self.late.get_or_insert(now + INTERVAL);
+        match self.next {
+            Some(next) if now < next => false,
+            Some(next) => {
+                self.count = self.count.saturating_add(1);
+                self.drop_after(next)
+            }
+            None if now < late => false,
+            None => {
+                let more = self.count.saturating_sub(self.count_before);
+                let is_recent = now.saturating_duration_since(self.last) < INTERVAL * MEMORY;
+                self.count = if is_recent && more > 1 { more } else { 1 };
+                self.count_before = self.count;
+                self.drop_after(now)
+            }
+        }
+    }
+
+    /// Drops come closer as the square root of their count, for TCP's rate falls as that of its loss.
+    fn drop_after(&mut self, at: Instant) -> bool {
+        let next = at + INTERVAL.div_f64(f64::from(self.count).sqrt());
+        (self.next, self.last) = (Some(next), next);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// How many of as many milliseconds a drop falls into, with a queue of that delay.
+    fn drops(codel: &mut Codel, now: &mut Instant, waited: Duration, milliseconds: u32) -> u32 {
+        let mut count = 0;
+        for _ in 0..milliseconds {
+            *now += MILLISECOND;
+            count += u32::from(codel.drops(waited, *now));
+        }
+        count
+    }
+
+    #[test]
+    fn a_burst_passes_and_a_standing_queue_is_dropped_from_ever_more_often() {
+        let mut now = Instant::now();
+        let mut codel = Codel::new(now);
+        for _ in 0..100 {
+            assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 9), 0);
+            assert_eq!(drops(&mut codel, &mut now, TARGET / 2, 1), 0);
+        }
+        let first = drops(&mut codel, &mut now, TARGET * 20, 50);
+        let second = drops(&mut codel, &mut now, TARGET * 20, 50);
+        assert!(first >= 3 && second > first, "{first} {second}");
+        assert_eq!(drops(&mut codel, &mut now, TARGET / 2, 1), 0);
+        assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 9), 0);
+    }
+
+    #[test]
+    fn after_a_short_calm_dropping_goes_on_where_it_was() {
+        let mut now = Instant::now();
+        let mut codel = Codel::new(now);
+        drops(&mut codel, &mut now, TARGET * 2, 200);
+        drops(&mut codel, &mut now, Duration::ZERO, 5);
+        let soon = drops(&mut codel, &mut now, TARGET * 2, 30);
+        drops(&mut codel, &mut now, Duration::ZERO, 1000);
+        let later = drops(&mut codel, &mut now, TARGET * 2, 30);
+        assert!(soon > later, "{soon} {later}");
+    }
+}
