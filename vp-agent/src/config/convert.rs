@@ -5,13 +5,15 @@ use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, HostNetworks, Reach, values};
+use crate::state::kept_leases;
 use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use vp::addr::{Identity, Limits, Name, Pool};
+use std::time::Instant;
+use vp::addr::{Family, Holder, Identity, Limits, Name, Pool};
 use vp::node::{Client, PeerSettings, Settings};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -68,7 +70,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
-    r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings)?;
+    r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
     Ok(Config {
         file: path.to_owned(),
         settings,
@@ -339,8 +341,10 @@ impl Reader<'_> {
         })
     }
 
-    fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings) -> Result<()> {
+    fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings, state_dir: &Path) -> Result<()> {
         let mut services = Places::default();
+        let any_fixed = entries.iter().any(|entry| entry.value.address.is_some());
+        let gateway = if any_fixed { gateway(&settings.pool, state_dir) } else { Vec::new() };
         for Spanned { value: entry, referenced, .. } in entries {
             for (key, list) in [("ports", &entry.ports), ("callers", &entry.callers)] {
                 if let Some(list) = list.as_ref().filter(|list| list.value.is_empty()) {
@@ -358,6 +362,12 @@ impl Reader<'_> {
                 let at = map_place(entry, &error).unwrap_or(*referenced);
                 self.fail(at, error)
             })?;
+            if let (Some(text), Some(address)) = (&entry.address, mapping.address)
+                && gateway.contains(&address)
+            {
+                let message = format!("address: {address} is the gateway's own presence, expected another address");
+                return Err(self.fail(text.referenced, message));
+            }
             let service = &mapping.service;
             let twice = |line| format!("{service} is mapped twice, first in line {line}");
             services.add(self, service, &entry.service, twice)?;
@@ -369,6 +379,13 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// The gateway's own presences: as it has them, or as it will at its first start.
+fn gateway(pool: &Pool, state_dir: &Path) -> Vec<IpAddr> {
+    let mut leases = kept_leases(state_dir);
+    let mut grant = |family| leases.grant(&Holder::Gateway { family }, pool, 0, None, Instant::now());
+    Family::BOTH.into_iter().filter_map(|family| grant(family).ok()).map(|(grant, _)| grant.block.addr()).collect()
 }
 
 /// Where something was first, to find a second.

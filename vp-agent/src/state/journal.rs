@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vp::addr::{Grant, Holder, Leases};
+use vp::addr::{Grant, Holder, LeaseError, Leases};
 
 const NAME: &str = "leases.jsonl";
 const FORMAT: &str = "{\"format\":\"vp-leases\",\"version\":1}";
@@ -51,7 +51,9 @@ impl FileJournal {
             Some(text) => replay(&path, &text)?,
             None => (BTreeMap::new(), None),
         };
-        check(&path, &leases)?;
+        // No address may have two holders.
+        let twice = |error: LeaseError| StateError::Unsafe { path: path.clone(), message: error.to_string() };
+        restored(&leases).map_err(twice)?;
         let leases: Vec<Grant> = leases.into_iter().map(|(holder, block)| Grant { holder, block }).collect();
         let mut compact = format!("{FORMAT}\n").into_bytes();
         for grant in &leases {
@@ -119,16 +121,21 @@ fn replay(path: &Path, text: &str) -> Result<Replayed, StateError> {
     Ok((leases, torn))
 }
 
-/// No address may have two holders.
-fn check(path: &Path, leases: &BTreeMap<Holder, ipnet::IpNet>) -> Result<(), StateError> {
+fn restored(leases: &BTreeMap<Holder, ipnet::IpNet>) -> Result<Leases, LeaseError> {
     let mut restored = Leases::default();
     for (holder, block) in leases {
-        let grant = Grant { holder: holder.clone(), block: *block };
-        let damaged =
-            |error: vp::addr::LeaseError| StateError::Unsafe { path: path.to_owned(), message: error.to_string() };
-        restored.restore(grant).map_err(damaged)?;
+        restored.restore(Grant { holder: holder.clone(), block: *block })?;
     }
-    Ok(())
+    Ok(restored)
+}
+
+/// The leases that are kept in this folder, for who only looks: none where they cannot be read, which the start says.
+#[must_use]
+pub fn kept_leases(folder: &Path) -> Leases {
+    let path = folder.join(NAME);
+    let text = read_own(&path).ok().flatten();
+    let leases = text.and_then(|text| replay(&path, &text).ok()).map(|(leases, _)| leases);
+    leases.and_then(|leases| restored(&leases).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
