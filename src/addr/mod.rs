@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
 
-/// A peer's slot in this node; stays the same for a peer as long as its public key is configured.
+/// A peer's slot in this node; the same for a peer as long as its public key is configured, and never another's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u32);
 

@@ -151,6 +151,14 @@ impl Presences {
             .filter(|h| matches!(h, Holder::ServicePresence { service, family } if !wanted.contains_key(&(service.clone(), *family))))
             .collect();
         changes.released.extend(stale.iter().filter_map(|holder| leases.release(holder, now)));
+        // Who is to have another fixed address makes room first: two may change places.
+        let moves = |(key, want): (&(ServiceName, Family), &Wanted)| {
+            let holder = holder(key);
+            let from = leases.block(&holder).filter(|block| want.fixed.is_some_and(|fixed| fixed != *block));
+            from.map(|_| holder)
+        };
+        let moved: Vec<Holder> = wanted.iter().filter_map(moves).collect();
+        changes.released.extend(moved.iter().filter_map(|holder| leases.release(holder, now)));
         // Fixed addresses first, so that no leased one is in their way; new names do not take what old ones have.
         let mut in_order: Vec<_> = wanted.into_iter().collect();
         in_order.sort_by_cached_key(|(key, want)| (want.fixed.is_none(), leases.block(&holder(key)).is_none()));
@@ -446,6 +454,24 @@ mod tests {
         gateway.now += QUARANTINE + Duration::from_secs(1);
         gateway.offered(numbered("b", 20));
         assert!(gateway.named("b19.cloud").is_some() && gateway.presences.refused().is_empty());
+    }
+
+    #[test]
+    fn two_fixed_addresses_change_places() {
+        let mut gateway = Gateway::new("10.0.1.0/24");
+        let fixed = |service: &str, address: &str| Mapping {
+            service: service.parse().expect("pattern"),
+            address: Some(address.parse().expect("address")),
+            ports: Vec::new(),
+            callers: Vec::new(),
+        };
+        for (a, b) in [("10.0.1.5", "10.0.1.6"), ("10.0.1.6", "10.0.1.5")] {
+            gateway.mappings = vec![fixed("a0.cloud", a), fixed("plc.plant", b)];
+            gateway.offered(numbered("a", 1));
+            let blocks =
+                ["a0.cloud", "plc.plant"].map(|name| gateway.named(name).map(|block| block.addr().to_string()));
+            assert_eq!(blocks, [a, b].map(|address| Some(address.to_owned())));
+        }
     }
 
     #[test]
