@@ -57,7 +57,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let socket = r.optional("socket", file.socket.as_ref(), values::socket_path)?;
     let reach = r.reach(file.reach.as_ref(), &interface)?;
     let pool = r.pool(&file.pool, &reach, &interface)?;
-    let (peers, endpoints) = r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref())?;
+    let (peers, endpoints) = r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref(), &pool)?;
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
     let audit = r.optional("audit", file.audit.as_ref(), values::path)?;
@@ -219,7 +219,13 @@ impl Reader<'_> {
         })
     }
 
-    fn peers(&mut self, peers: &[Spanned<file::Peer>], site: &Name, key: Option<&StaticSecret>) -> Result<Peers> {
+    fn peers(
+        &mut self,
+        peers: &[Spanned<file::Peer>],
+        site: &Name,
+        key: Option<&StaticSecret>,
+        pool: &Pool,
+    ) -> Result<Peers> {
         if let Some(peer) = peers.get(PEERS_MAX) {
             return Err(self.fail(peer.referenced, format!("peers: more than {PEERS_MAX}")));
         }
@@ -241,7 +247,12 @@ impl Reader<'_> {
             let twice = |line| format!("public_key: the peer in line {line} has the same one, expected one a peer");
             keys.add(self, &public_key, &peer.public_key, twice)?;
             let endpoint = self.optional("endpoint", peer.endpoint.as_ref(), values::endpoint)?;
+            let address = endpoint.as_ref().and_then(values::Endpoint::address);
             if let Some(text) = &peer.endpoint {
+                if address.is_some_and(|address| pool.contains(address.ip())) {
+                    let message = "endpoint: this address is in the pool, and no tunnel leads through itself";
+                    return Err(self.fail(text.referenced, message));
+                }
                 endpoints.push((name.clone(), text.value.clone()));
             }
             let groups = peer.groups.iter().flatten().map(|group| self.text("groups", group, Name::new));
@@ -249,7 +260,7 @@ impl Reader<'_> {
                 identity: Identity { site: name, tenant: None, groups: groups.collect::<Result<_>>()? },
                 public_key,
                 preshared_key: self.preshared_key(peer.preshared_key_file.as_ref())?,
-                endpoint: endpoint.as_ref().and_then(values::Endpoint::address),
+                endpoint: address,
                 keepalive_seconds: self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?,
                 stock: peer.stock.unwrap_or(false),
             };

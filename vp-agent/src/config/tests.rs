@@ -270,6 +270,10 @@ fn peers_are_other_sites_each_with_a_key_and_an_endpoint_of_its_own() {
         &peer("    groups: [Edge]\n"),
         ":6:14: groups: a name has lower-case letters, digits and inner hyphens only, found 'E'",
     );
+    wrong(
+        &peer("    endpoint: 10.0.1.9:51820\n"),
+        ":6:15: endpoint: this address is in the pool, and no tunnel leads through itself",
+    );
     let config =
         parse(&format!("{HEAD}{}", peer("    endpoint: \"[2001:db8::1]:51820\"\n    stock: true\n"))).expect("good");
     assert_eq!(config.settings.peers[0].endpoint, Some("[2001:db8::1]:51820".parse().expect("address")));
