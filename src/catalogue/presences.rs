@@ -14,6 +14,9 @@ use std::time::Instant;
 /// All services of one site, mapped together, may take one part in so many of the pool: that site alone decides how many
 /// there are and what they are called.
 const POOL_SHARE: usize = 2;
+/// And no more addresses than a site can have inside its tunnels, however large the pool is: what was offered once keeps
+/// its address while there is room.
+const SHARE_MAX: usize = 1 << 16;
 
 /// A service presence. Its number stays the same as long as it is mapped.
 #[derive(Debug)]
@@ -289,7 +292,8 @@ fn shares(
             _ => None,
         };
         let resting: u128 = leases.resting().filter_map(rests).sum();
-        let left = ((pool.size(family) / POOL_SHARE) as u128).saturating_sub(resting + kept);
+        let most = (pool.size(family) / POOL_SHARE).min(SHARE_MAX);
+        let left = (most as u128).saturating_sub(resting + kept);
         if new > left {
             wanted.retain(|(service, of), want| !want.of_all || want.offered || service.site != site || *of != family);
         }
@@ -454,6 +458,16 @@ mod tests {
         gateway.now += QUARANTINE + Duration::from_secs(1);
         gateway.offered(numbered("b", 20));
         assert!(gateway.named("b19.cloud").is_some() && gateway.presences.refused().is_empty());
+    }
+
+    #[test]
+    fn a_site_that_renames_its_services_has_an_end_in_the_largest_pool_too() {
+        let mut gateway = Gateway::new("10.0.0.0/8");
+        for round in 0..20 {
+            gateway.offered(numbered(&format!("a{round}x"), 4000));
+        }
+        let held = gateway.leases.iter().count() + gateway.leases.resting().count();
+        assert!(held <= SHARE_MAX + 1, "{held}");
     }
 
     #[test]
