@@ -13,7 +13,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use vp::addr::{Family, Holder, Identity, Limits, Name, Pool};
+use vp::addr::{Family, Holder, Identity, Limits, Name, Pool, overlap};
 use vp::node::{Client, PeerSettings, Settings};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -208,7 +208,7 @@ impl Reader<'_> {
                 ));
             }
             let answers_there = *reach == Reach::ProxyArp(interface.clone());
-            let overlaps = !answers_there && values::overlap(&prefix, &network.trunc());
+            let overlaps = !answers_there && overlap(&prefix, &network.trunc());
             overlaps.then(|| {
                 format!(
                     "pool {prefix} overlaps {}, the network of this machine's {interface}, expected addresses that \

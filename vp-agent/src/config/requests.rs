@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
-use vp::addr::{Limits, Name, Pool, PortMap, PortRange, Selector};
+use vp::addr::{Limits, Name, Pool, PortMap, PortRange, Selector, overlap};
 use vp::catalogue::OFFER_SERVICES_MAX;
 use vp::node::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Settings, Source, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
@@ -88,7 +88,7 @@ fn target_prefix(prefix: IpNet, pool: &Pool) -> Result<IpNet, String> {
     if values::is_wire(&prefix) {
         return Err(format!("{prefix} has a meaning inside tunnels only"));
     }
-    match pool.prefixes().iter().find(|pool| values::overlap(pool, &prefix)) {
+    match pool.prefixes().iter().find(|pool| overlap(pool, &prefix)) {
         Some(pool) => Err(format!("{prefix} overlaps the pool {pool}, expected hosts of this site")),
         None => Ok(prefix),
     }
