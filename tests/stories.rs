@@ -384,3 +384,116 @@ fn a_packet_too_large_for_the_tunnel_is_answered_or_fragmented() {
     world.run(Duration::from_millis(100));
     assert_eq!(world.gateway("cloud").take_delivered().len(), 2);
 }
+
+#[test]
+fn a_changed_remap_leads_open_flows_to_the_new_port() {
+    let mut world = world();
+    let mut cloud = cloud_settings();
+    cloud.exposures[0].ports.push("udp/54".parse().expect("ports"));
+    let now = world.now;
+    world.gateway("cloud").node.configure(cloud, now).expect("settings");
+    world.exchange_offers();
+    for (remap, port) in [("udp/5353=udp/53", 53), ("udp/5353=udp/54", 54)] {
+        let mut factory = factory_settings();
+        factory.mappings = vec![mapping("web.cloud")];
+        factory.mappings[0].ports = vec![remap.parse().expect("remap")];
+        let now = world.now;
+        world.gateway("factory").node.configure(factory, now).expect("settings");
+        let web = world.gateway("factory").presence("web.cloud");
+        world.send("factory", &udp((plc(), 5000), (web, 5353), b"query"));
+        world.run(Duration::from_millis(100));
+        assert_eq!(read(&world.gateway("cloud").take_one()).to, (address("10.0.0.5"), port));
+    }
+}
+
+#[test]
+fn a_flow_that_stays_allowed_is_recorded_with_the_rule_that_allows_it_now() {
+    let mut world = world();
+    let (web, _) = connect(&mut world);
+    let mut cloud = cloud_settings();
+    cloud.exposures[0].allow.insert(0, "site:plant".parse().expect("selector"));
+    let now = world.now;
+    world.gateway("cloud").node.configure(cloud, now).expect("settings");
+    world.run(Duration::from_secs(2));
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "R", 101, 0, b""));
+    world.run(Duration::from_millis(100));
+    world.settle("cloud");
+    let rule = world.gateway("cloud").events.iter().find_map(|event| match event {
+        Event::FlowClosed { flow, .. } => Some(flow.rule.clone()),
+        _ => None,
+    });
+    assert_eq!(rule.as_deref(), Some("site:factory"));
+}
+
+#[test]
+fn an_offer_that_does_not_fit_a_fixed_address_neither_takes_others_nor_blocks_a_reload() {
+    let mut world = World::new();
+    world.start("cloud", CLOUD, 1, cloud_settings());
+    let mut factory = factory_settings();
+    let fixed = |service: &str, at: &str| vp::node::Mapping { address: Some(address(at)), ..mapping(service) };
+    // Inside a tunnel `rack` is 16 addresses, and so it is here.
+    factory.mappings = vec![fixed("secret.cloud", "10.0.1.17"), fixed("rack.cloud", "10.0.1.24")];
+    world.start("factory", FACTORY, 2, factory.clone());
+    world.run(Duration::from_secs(1));
+    world.exchange_offers();
+    let now = world.now;
+    let gateway = world.gateway("factory");
+    assert_eq!(gateway.presence("secret.cloud"), address("10.0.1.17"));
+    let refused: Vec<_> = gateway.node.refused_mappings().iter().map(|(service, _)| service.to_string()).collect();
+    assert_eq!(refused, ["rack.cloud"]);
+    factory.clients.push(client("hmi", "10.0.0.3"));
+    gateway.node.configure(factory.clone(), now).expect("settings");
+    // What is wrong with the change itself is refused, and costs nobody his session.
+    factory.mappings.push(fixed("web.cloud", "10.0.1.1"));
+    factory.peers.clear();
+    let error = gateway.node.configure(factory, now).expect_err("taken").to_string();
+    assert_eq!(error, "web.cloud at 10.0.1.1: 10.0.1.1/32 is held by the gateway");
+    assert_eq!(gateway.node.peers(now).first().map(|(_, peer)| peer.state.clone()).as_deref(), Some("up"));
+}
+
+#[test]
+fn a_pool_that_was_full_and_is_made_larger_has_room() {
+    let mut world = World::new();
+    let mut small = settings("factory", &["10.0.1.0/30"]);
+    small.mappings = ["a.cloud", "b.cloud"].map(mapping).to_vec();
+    world.start("factory", FACTORY, 2, small.clone());
+    assert_eq!(world.gateway("factory").node.refused_mappings().len(), 1);
+    let large = vp::node::Settings { pool: settings("factory", &["10.0.1.0/29"]).pool, ..small };
+    let now = world.now;
+    world.gateway("factory").node.configure(large, now).expect("settings");
+    assert!(world.gateway("factory").node.refused_mappings().is_empty());
+    assert_eq!(world.gateway("factory").presence("b.cloud"), address("10.0.1.3"));
+}
+
+#[test]
+fn hosts_that_are_long_gone_make_room_for_others() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    let host = |number: u16| address(&format!("10.2.{}.{}", number >> 8, number & 255));
+    // The plc has one of the 65,533 wire indices.
+    (0..65_533).for_each(|number| world.send("factory", &udp((host(number), 5000), (web, 53), b"query")));
+    assert_eq!(world.gateway("factory").drops(Reason::PoolFull), 1);
+    world.run(Duration::from_millis(100));
+    // At the cloud too: its pool has more addresses, but a site's callers have half of them at most.
+    assert!(world.gateway("cloud").drops(Reason::PoolFull) > 0);
+    world.run(Duration::from_secs(3 * 3600 + 700));
+    world.gateway("cloud").take_delivered();
+    world.gateway("factory").take_delivered();
+    world.send("factory", &udp((host(65_533), 5000), (web, 53), b"query"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.gateway("cloud").take_delivered().len(), 1);
+    assert_eq!(world.gateway("factory").drops(Reason::PoolFull), 1);
+}
+
+#[test]
+fn the_number_of_a_peer_is_never_anothers() {
+    let mut world = world();
+    let mut factory = factory_settings();
+    let before = world.gateway("factory").peers.values().copied().collect::<Vec<_>>();
+    factory.peers = vec![peer("plant", 3, None)];
+    let now = world.now;
+    world.gateway("factory").node.configure(factory, now).expect("settings");
+    let after: Vec<_> = world.gateway("factory").node.peer_settings().map(|(peer, _)| peer).collect();
+    assert_eq!((before.len(), after.len()), (1, 1));
+    assert_ne!(before, after);
+}

@@ -181,9 +181,9 @@ impl Leases {
             }
         }
         let block = match wanted {
-            Some(block) => match overlapping(&self.taken, &block) {
-                Some(by) if by != holder => return Err(LeaseError::Taken { block, by: by.clone() }),
-                Some(_) | None => block,
+            Some(block) => match all_overlapping(&self.taken, &block).find(|by| *by != holder) {
+                Some(by) => return Err(LeaseError::Taken { block, by: by.clone() }),
+                None => block,
             },
             None => self.find(holder, pool, host_bits, now).ok_or(LeaseError::PoolFull)?,
         };
@@ -191,6 +191,11 @@ impl Leases {
         let grant = Grant { holder: holder.clone(), block };
         self.insert(grant.clone());
         Ok((grant, true))
+    }
+
+    /// The pool may have become another: where nothing was found there may be something now.
+    pub fn look_again(&mut self) {
+        self.full.clear();
     }
 
     /// Gives a lease up; its addresses rest for [`QUARANTINE`] before anyone else may have them.
@@ -289,11 +294,16 @@ fn host_bits_of(block: &IpNet) -> u8 {
     block.max_prefix_len() - block.prefix_len()
 }
 
-/// Who in `space` has a part of `block`. Blocks of a space never overlap, so the nearest below the end is enough.
+/// Who in `space` has a part of `block`, if anyone.
 fn overlapping<'a>(space: &'a Space, block: &IpNet) -> Option<&'a Holder> {
+    all_overlapping(space, block).next()
+}
+
+/// All who have a part of it. Blocks of a space never overlap, so the first that ends below it ends the search.
+fn all_overlapping<'a>(space: &'a Space, block: &IpNet) -> impl Iterator<Item = &'a Holder> + use<'a> {
     let (family, start) = first(block);
-    let (key, held) = space.range(..=(family, last(block))).next_back()?;
-    (key.0 == family && held.last >= start).then_some(&held.holder)
+    let below = space.range(..=(family, last(block))).rev();
+    below.take_while(move |(key, held)| key.0 == family && held.last >= start).map(|(_, held)| &held.holder)
 }
 
 fn allows(kind: Kind, pool: &Pool, block: &IpNet) -> bool {
@@ -375,6 +385,28 @@ mod tests {
         leases.release(&web, now);
         let later = now + QUARANTINE;
         assert_eq!(leases.grant(&caller("x", 2), &pool, 0, None, later).map(|(g, _)| g.block), Ok(net("10.0.1.1/32")));
+    }
+
+    #[test]
+    fn a_holder_whose_block_grows_over_others_is_refused() {
+        let (mut leases, pool, now) = (Leases::default(), pool("10.0.1.0/24"), Instant::now());
+        let (rack, web) = (presence("rack.cloud"), presence("web.cloud"));
+        leases.grant(&web, &pool, 0, Some(net("10.0.1.18/32")), now).expect("room");
+        leases.grant(&rack, &pool, 0, Some(net("10.0.1.24/32")), now).expect("room");
+        let wider = net("10.0.1.16/28");
+        let taken = leases.grant(&rack, &pool, 4, Some(wider), now);
+        assert_eq!(taken, Err(LeaseError::Taken { block: wider, by: web }));
+        assert_eq!(leases.block(&rack), Some(net("10.0.1.24/32")));
+    }
+
+    #[test]
+    fn a_pool_that_was_full_is_looked_through_again_when_it_is_larger() {
+        let (mut leases, small, now) = (Leases::default(), pool("10.0.1.0/30"), Instant::now());
+        (1..3).for_each(|index| drop(leases.grant(&caller("x", index), &small, 0, None, now).expect("room")));
+        assert_eq!(leases.grant(&caller("x", 3), &small, 0, None, now), Err(LeaseError::PoolFull));
+        leases.look_again();
+        let large = pool("10.0.1.0/24");
+        assert_eq!(leases.grant(&caller("x", 3), &large, 0, None, now).map(|(g, _)| g.block), Ok(net("10.0.1.3/32")));
     }
 
     #[test]

@@ -16,11 +16,12 @@ pub use pool::{Pool, PoolError};
 pub use port::{PortMap, PortRange, PortSpecError, Protocol, protocol};
 pub use selector::{Identity, Selector, SelectorError};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::IpAddr;
 
-/// A peer's slot in this node; stays the same for a peer as long as its public key is configured.
+/// A peer's slot in this node; the same for a peer as long as its public key is configured, and never another's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u32);
 
@@ -59,6 +60,12 @@ impl fmt::Display for Family {
             Self::V6 => "IPv6",
         })
     }
+}
+
+/// Whether two prefixes have addresses in common.
+#[must_use]
+pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 /// The address as a number, so that both families count alike.

@@ -1,6 +1,6 @@
 //! The prefixes a site gives presences from.
 
-use super::{Family, from_bits, to_bits};
+use super::{Family, from_bits, overlap, to_bits, wire};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -22,9 +22,6 @@ pub enum PoolError {
     TooSmall(IpNet),
 }
 
-/// Addresses inside tunnels; a pool over them could not be told apart from the wire's.
-const WIRE: [&str; 2] = ["198.18.0.0/15", "fd76:7000::/46"];
-
 impl Pool {
     pub fn new(prefixes: Vec<IpNet>) -> Result<Self, PoolError> {
         for (i, prefix) in prefixes.iter().enumerate() {
@@ -37,7 +34,8 @@ impl Pool {
             if !is_unicast(prefix) {
                 return Err(PoolError::NotUnicast(*prefix));
             }
-            if let Some(wire) = WIRE.iter().filter_map(|w| w.parse().ok()).find(|w| overlap(prefix, w)) {
+            // It could not be told apart from the wire's.
+            if let Some(wire) = wire::overlapped(prefix) {
                 return Err(PoolError::Wire(*prefix, wire));
             }
             if let Some(other) = prefixes[..i].iter().find(|other| overlap(prefix, other)) {
@@ -102,10 +100,6 @@ fn usable(prefix: &IpNet) -> (u128, u128) {
     let last = to_bits(prefix.broadcast());
     let last = if matches!(prefix, IpNet::V4(_)) { last - 1 } else { last };
     (to_bits(prefix.network()) + 1, last)
-}
-
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 fn is_unicast(prefix: &IpNet) -> bool {

@@ -7,7 +7,8 @@
 //!
 //! 198.18.0.0/15 is set aside for such closed networks (RFC 2544, RFC 6890). Index 1 is the agent itself.
 
-use super::Family;
+use super::{Family, overlap};
+use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The agent itself: as a service its control channel, as a caller the one that opens it.
@@ -45,6 +46,13 @@ pub fn address(family: Family, role: Role, index: u16) -> IpAddr {
         (Family::V6, Role::Service) => Ipv6Addr::from(SERVICE_V6 | u128::from(index)).into(),
         (Family::V6, Role::Caller) => Ipv6Addr::from(CALLER_V6 | u128::from(index)).into(),
     }
+}
+
+/// The block of wire addresses that has a part of this prefix, which can therefore be nobody's outside a tunnel.
+#[must_use]
+pub fn overlapped(prefix: &IpNet) -> Option<IpNet> {
+    let blocks = ["198.18.0.0/15", "fd76:7000::/46"];
+    blocks.iter().filter_map(|block| block.parse().ok()).find(|block| overlap(prefix, block))
 }
 
 /// The index a wire address stands for; none for addresses that mean nothing inside a tunnel.

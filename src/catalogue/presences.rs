@@ -14,6 +14,9 @@ use std::time::Instant;
 /// All services of one site, mapped together, may take one part in so many of the pool: that site alone decides how many
 /// there are and what they are called.
 const POOL_SHARE: usize = 2;
+/// And no more addresses than a site can have inside its tunnels, however large the pool is: what was offered once keeps
+/// its address while there is room.
+const SHARE_MAX: usize = 1 << 16;
 
 /// A service presence. Its number stays the same as long as it is mapped.
 #[derive(Debug)]
@@ -151,6 +154,14 @@ impl Presences {
             .filter(|h| matches!(h, Holder::ServicePresence { service, family } if !wanted.contains_key(&(service.clone(), *family))))
             .collect();
         changes.released.extend(stale.iter().filter_map(|holder| leases.release(holder, now)));
+        // Who is to have another fixed address makes room first: two may change places.
+        let moves = |(key, want): (&(ServiceName, Family), &Wanted)| {
+            let holder = holder(key);
+            let from = leases.block(&holder).filter(|block| want.fixed.is_some_and(|fixed| fixed != *block));
+            from.map(|_| holder)
+        };
+        let moved: Vec<Holder> = wanted.iter().filter_map(moves).collect();
+        changes.released.extend(moved.iter().filter_map(|holder| leases.release(holder, now)));
         // Fixed addresses first, so that no leased one is in their way; new names do not take what old ones have.
         let mut in_order: Vec<_> = wanted.into_iter().collect();
         in_order.sort_by_cached_key(|(key, want)| (want.fixed.is_none(), leases.block(&holder(key)).is_none()));
@@ -281,7 +292,8 @@ fn shares(
             _ => None,
         };
         let resting: u128 = leases.resting().filter_map(rests).sum();
-        let left = ((pool.size(family) / POOL_SHARE) as u128).saturating_sub(resting + kept);
+        let most = (pool.size(family) / POOL_SHARE).min(SHARE_MAX);
+        let left = (most as u128).saturating_sub(resting + kept);
         if new > left {
             wanted.retain(|(service, of), want| !want.of_all || want.offered || service.site != site || *of != family);
         }
@@ -446,6 +458,34 @@ mod tests {
         gateway.now += QUARANTINE + Duration::from_secs(1);
         gateway.offered(numbered("b", 20));
         assert!(gateway.named("b19.cloud").is_some() && gateway.presences.refused().is_empty());
+    }
+
+    #[test]
+    fn a_site_that_renames_its_services_has_an_end_in_the_largest_pool_too() {
+        let mut gateway = Gateway::new("10.0.0.0/8");
+        for round in 0..20 {
+            gateway.offered(numbered(&format!("a{round}x"), 4000));
+        }
+        let held = gateway.leases.iter().count() + gateway.leases.resting().count();
+        assert!(held <= SHARE_MAX + 1, "{held}");
+    }
+
+    #[test]
+    fn two_fixed_addresses_change_places() {
+        let mut gateway = Gateway::new("10.0.1.0/24");
+        let fixed = |service: &str, address: &str| Mapping {
+            service: service.parse().expect("pattern"),
+            address: Some(address.parse().expect("address")),
+            ports: Vec::new(),
+            callers: Vec::new(),
+        };
+        for (a, b) in [("10.0.1.5", "10.0.1.6"), ("10.0.1.6", "10.0.1.5")] {
+            gateway.mappings = vec![fixed("a0.cloud", a), fixed("plc.plant", b)];
+            gateway.offered(numbered("a", 1));
+            let blocks =
+                ["a0.cloud", "plc.plant"].map(|name| gateway.named(name).map(|block| block.addr().to_string()));
+            assert_eq!(blocks, [a, b].map(|address| Some(address.to_owned())));
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub enum Stirred {
     Opened,
     /// Closed or reset by its ends.
     Ended,
-    /// A SYN in a flow that had ended: a new connection of the same tuple.
+    /// Not over after all: a SYN in a flow that had ended, or anything after a reset.
     Reopened,
 }
 
@@ -118,7 +118,7 @@ pub(super) fn stir(
     follow(from, &tcp, traffic.payload_bytes);
     match state {
         State::HalfOpen if !by_opener => (State::Open, Stirred::Opened),
-        State::Reset => (State::Open, Stirred::Opened),
+        State::Reset => (State::Open, Stirred::Reopened),
         State::Open if from.finished && to.finished => (State::Closed, Stirred::Ended),
         State::HalfOpen | State::Open | State::Closed => (state, Stirred::Nothing),
     }

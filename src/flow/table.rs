@@ -513,7 +513,7 @@ mod tests {
         connect(&mut table, id, now);
         assert_eq!(table.record(id, Direction::Inbound, &tcp(RST, 0x7000_0000, 0), now), Stirred::Nothing);
         assert_eq!(table.record(id, Direction::Inbound, &tcp(RST, 501, 0), now), Stirred::Ended);
-        assert_eq!(table.record(id, Direction::Outbound, &tcp(ACK, 101, 501), now), Stirred::Opened);
+        assert_eq!(table.record(id, Direction::Outbound, &tcp(ACK, 101, 501), now), Stirred::Reopened);
         assert_eq!(table.get(id).map(|f| f.state), Some(State::Open));
     }
 

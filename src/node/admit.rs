@@ -17,8 +17,8 @@ const PEER_SHARE: u32 = 2;
 const CALLER_SHARE: u32 = 4;
 /// A peer's callers hold at most one in this many of the pool's addresses.
 const POOL_SHARE: usize = 2;
-/// A caller presence that no flow used for so long may go to another caller when the pool is full. Longer than any
-/// flow of a caller that is still there may be silent (RFC 5382 REQ-5: 2 h 4 min).
+/// A caller's presence, or its wire index, that no flow used for so long may go to another caller when there is no other
+/// left. Longer than any flow of a caller that is still there may be silent (RFC 5382 REQ-5: 2 h 4 min).
 const RECLAIM_AFTER: Duration = Duration::from_secs(3 * 3600);
 /// Looking for one costs a walk over all leases, so a full pool is looked through no more often than this.
 const RECLAIM_PAUSE: Duration = Duration::from_secs(1);
@@ -159,18 +159,22 @@ impl Node {
         if within { Ok(()) } else { Err(Refused::because(Reason::RateLimit).of(peer).to(&name)) }
     }
 
-    /// Whether an allowed flow would be allowed, and go the same way, if it were opened now.
-    pub(super) fn is_still_allowed(&self, flow: &Flow) -> bool {
+    /// The rule by which an allowed flow would be allowed, and go the same way, if it were opened now.
+    fn rule_now(&self, flow: &Flow) -> Option<usize> {
         match flow.opened_by {
-            Direction::Outbound => self.judge_outbound(&flow.site).is_ok_and(|outward| {
+            Direction::Outbound => {
+                let outward = self.judge_outbound(&flow.site).ok()?;
                 let same_service = outward.presence == flow.owner.service && outward.peer == flow.peer;
-                same_service && outward.wire_destination == flow.wire.destination
-            }),
-            Direction::Inbound => self.judge_inbound(flow.peer, &flow.wire.reversed()).is_ok_and(|inward| {
+                let way = (outward.wire_destination, outward.wire_port);
+                let same_way = way == (flow.wire.destination, flow.wire.destination_port);
+                (same_service && same_way).then_some(outward.rule)
+            }
+            Direction::Inbound => {
+                let inward = self.judge_inbound(flow.peer, &flow.wire.reversed()).ok()?;
                 let exposed = self.exposed.get(inward.service);
                 let served = exposed.is_some_and(|service| service.index_of(flow.site.source).is_some());
-                inward.service == flow.owner.service && served
-            }),
+                (inward.service == flow.owner.service && served).then_some(inward.rule)
+            }
         }
     }
 
@@ -184,12 +188,15 @@ impl Node {
     }
 
     pub(super) fn judge_again(&mut self, id: FlowId, now: Instant) -> bool {
-        let allowed = self.table.get(id).is_some_and(|flow| self.is_still_allowed(flow));
-        match self.table.get_mut(id) {
-            Some(flow) if allowed => flow.version = self.version,
-            Some(_) | None => self.end_flow(id, FlowEnd::Revoked, now),
+        let rule = self.table.get(id).and_then(|flow| self.rule_now(flow));
+        match (self.table.get_mut(id), rule) {
+            (Some(flow), Some(rule)) => {
+                flow.version = self.version;
+                flow.owner.rule = rule_number(rule);
+            }
+            (Some(_) | None, _) => self.end_flow(id, FlowEnd::Revoked, now),
         }
-        allowed
+        rule.is_some()
     }
 
     /// Inserts a flow, makes room for it if need be, counts and tells it.
@@ -237,12 +244,12 @@ impl Node {
 
     pub(super) fn owner(&mut self, service: u32, caller: &Holder, rule: usize, now: Instant) -> Owner {
         let caller = self.callers.number(caller, now);
-        Owner { service, caller, rule: u16::try_from(rule).unwrap_or(u16::MAX) }
+        Owner { service, caller, rule: rule_number(rule) }
     }
 
     /// The caller's address: its wire index (as an address), or its presence.
     fn lease(&mut self, holder: &Holder, now: Instant) -> Result<IpAddr, Reason> {
-        if self.leases.block(holder).is_none() && self.is_share_used_up(holder) {
+        if self.leases.block(holder).is_none() && self.is_share_used_up(holder) && !self.reclaim(holder, now) {
             return Err(Reason::PoolFull);
         }
         let first = self.leases.grant(holder, &self.settings.pool, 0, None, now);
@@ -271,18 +278,33 @@ impl Node {
         held >= (self.settings.pool.size(*family) / POOL_SHARE).max(1)
     }
 
-    /// Frees the caller presence that was not used for longest, if that is long enough ago.
+    /// Frees the caller presence, or the wire index of a host without a name, that was not used for longest, if that is
+    /// long enough ago. A site that has its share gives up one of its own.
     fn reclaim(&mut self, wanted: &Holder, now: Instant) -> bool {
-        let Holder::CallerPresence { family, .. } = wanted else { return false };
-        if now < self.reclaim_next {
+        let of_site = match wanted {
+            Holder::CallerPresence { site, .. } => Some(site.clone()),
+            Holder::Gateway { .. }
+            | Holder::ServicePresence { .. }
+            | Holder::ServiceIndex { .. }
+            | Holder::CallerIndex { .. } => None,
+        };
+        let next = self.reclaim_next.entry(of_site).or_insert(now);
+        if now < *next {
             return false;
         }
-        self.reclaim_next = now + RECLAIM_PAUSE;
-        let unused = |grant: Grant| match &grant.holder {
-            Holder::CallerPresence { family: of, .. } if of == family => {
-                Some((self.callers.unused_since(&grant.holder, self.started)?, grant.holder))
-            }
-            _ => None,
+        *next = now + RECLAIM_PAUSE;
+        let has_its_share = self.is_share_used_up(wanted);
+        let unused = |grant: Grant| {
+            let may_go = match (&grant.holder, wanted) {
+                (
+                    Holder::CallerPresence { site, family, .. },
+                    Holder::CallerPresence { site: of_site, family: of, .. },
+                ) => family == of && (!has_its_share || site == of_site),
+                (Holder::CallerIndex { address }, Holder::CallerIndex { .. }) => !self.clients.contains_key(address),
+                (_, _) => false,
+            };
+            let since = self.callers.unused_since(&grant.holder, self.started).filter(|_| may_go)?;
+            Some((since, grant.holder))
         };
         let oldest = self.leases.iter().filter_map(unused).min();
         let Some((since, holder)) = oldest else { return false };
@@ -330,6 +352,11 @@ fn caller_rule(presence: &Presence, source: IpAddr, client: Option<&Name>) -> Op
         CallerSelector::Client(name) => client == Some(name),
         CallerSelector::Prefix(prefix) => prefix.contains(&source),
     })
+}
+
+/// There are at most a few hundred.
+fn rule_number(rule: usize) -> u16 {
+    u16::try_from(rule).unwrap_or(u16::MAX)
 }
 
 fn of_refusal(refusal: Refusal) -> Reason {

@@ -2,7 +2,9 @@
 
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, REJECTS_PER_SECOND, Rates, Settings, SettingsError};
 use crate::addr::{Family, Grant, Holder, Leases, PeerId};
-use crate::catalogue::{Callers, ExposedServices, Exposure, LeaseChanges, NamedCaller, Offer, PeerOffer, Presences};
+use crate::catalogue::{
+    Callers, ExposedServices, Exposure, LeaseChanges, Mapping, NamedCaller, Offer, PeerOffer, Presences,
+};
 use crate::flow::Table;
 use crate::policy::Bucket;
 use crate::tunnel::{TunnelSettings, Tunnels};
@@ -43,7 +45,7 @@ impl Node {
             resumes,
             rejects: Bucket::new(REJECTS_PER_SECOND, REJECTS_PER_SECOND, now),
             map_next: None,
-            reclaim_next: now,
+            reclaim_next: BTreeMap::new(),
             drops: super::Drops::default(),
             events: VecDeque::new(),
             events_lost: 0,
@@ -52,7 +54,7 @@ impl Node {
             fragments: crate::flow::fragments::Fragments::default(),
             scratch: vec![0; super::PACKET_BYTES_MAX + 1].into(),
             idle: Vec::new(),
-            settings: Settings { peers: Vec::new(), ..settings.clone() },
+            settings: Settings { peers: Vec::new(), mappings: Vec::new(), ..settings.clone() },
         };
         node.configure(settings, now)?;
         Ok(node)
@@ -63,10 +65,11 @@ impl Node {
     pub fn configure(&mut self, settings: Settings, now: Instant) -> Result<(), SettingsError> {
         let before = self.all_offers();
         let previous = std::mem::replace(&mut self.settings, settings);
-        if let Err(error) = self.apply(now) {
+        if let Err(error) = self.apply(&previous.mappings, now) {
+            let known = previous.mappings.clone();
             self.settings = previous;
-            // What was in force had an address for everything, and still has.
-            self.apply(now).ok();
+            // What was in force had what it needed, and still has.
+            self.apply(&known, now).ok();
             return Err(error);
         }
         self.table.set_capacity(self.settings.flows_max);
@@ -75,16 +78,23 @@ impl Node {
         Ok(())
     }
 
-    fn apply(&mut self, now: Instant) -> Result<(), SettingsError> {
-        self.apply_peers(now)?;
+    /// Peers come last: what cannot be given addresses ends no session. A mapping that was `known` before is not what is
+    /// wrong with a change when it has no address, for that may be its peer's doing.
+    fn apply(&mut self, known: &[Mapping], now: Instant) -> Result<(), SettingsError> {
         self.apply_leases(now)?;
         self.apply_mappings(now);
         for (service, error) in self.presences.refused() {
-            let fixed = self.settings.mappings.iter().find(|m| m.service.matches(service) && m.address.is_some());
-            if let Some(address) = fixed.and_then(|mapping| mapping.address) {
+            let mappings = self.settings.mappings.iter().filter(|mapping| !known.contains(mapping));
+            let fixed = mappings.filter(|mapping| mapping.service.matches(service)).find_map(|mapping| mapping.address);
+            if let Some(address) = fixed {
                 let (service, error) = (service.clone(), error.clone());
                 return Err(SettingsError::Mapping { service, address, error });
             }
+        }
+        let offers = self.offers.len();
+        self.apply_peers(now)?;
+        if self.offers.len() < offers {
+            self.apply_mappings(now);
         }
         Ok(())
     }
@@ -100,8 +110,8 @@ impl Node {
         for settings in wanted {
             let same_key =
                 |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.settings.public_key == settings.public_key);
-            let number = self.peers.iter().position(same_key).or_else(|| self.peers.iter().position(Option::is_none));
-            let number = number.unwrap_or_else(|| {
+            // Numbers are not used again: what an earlier peer said on its way out must never count as another's.
+            let number = self.peers.iter().position(same_key).unwrap_or_else(|| {
                 self.peers.push(None);
                 self.peers.len() - 1
             });
@@ -135,11 +145,12 @@ impl Node {
         self.tunnels.remove(peer);
         self.offers.retain(|_, (of, _)| *of != peer);
         self.peers[peer.0 as usize] = None;
-        self.tell(Event::PeerDown(peer));
+        self.events.push_back(Event::PeerDown(peer));
     }
 
     /// The gateway's own presences, the services' wire indices, and those of named clients.
     fn apply_leases(&mut self, now: Instant) -> Result<(), SettingsError> {
+        self.leases.look_again();
         let pool = &self.settings.pool;
         // The pool may have become another: what lies outside it is given up.
         let outside: Vec<Holder> = self.leases.iter().filter(|g| is_outside(g, pool)).map(|g| g.holder).collect();

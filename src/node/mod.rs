@@ -111,8 +111,8 @@ pub struct Node {
     rejects: Bucket,
     /// When mappings are to be tried again that got no address.
     map_next: Option<Instant>,
-    /// Before this a full pool is not looked through again.
-    reclaim_next: Instant,
+    /// By the site of the caller that wants room, none for this one: before this leases are not looked through again.
+    reclaim_next: BTreeMap<Option<Name>, Instant>,
     drops: Drops,
     events: VecDeque<Event>,
     events_lost: u64,

@@ -54,7 +54,7 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
 pub async fn examine(agent: &Agent) -> Vec<Finding> {
     let mut findings = forwarding(agent).await;
     findings.extend(reverse_path());
-    findings.extend(forward_policy().await);
+    findings.extend(forward_policy(agent).await);
     findings.extend(overlapping_routes(agent).await);
     findings.extend(health(agent).await);
     if findings.is_empty() {
@@ -91,10 +91,11 @@ fn reverse_path() -> Vec<Finding> {
 }
 
 /// Another program's table that drops what is forwarded (Docker's does).
-async fn forward_policy() -> Vec<Finding> {
+async fn forward_policy(agent: &Agent) -> Vec<Finding> {
+    let interface = agent.wanted.lock().await.config.interface.clone();
     let list = || {
         let mut nft = std::process::Command::new("nft");
-        nft.args(["-j", "list", "chains"]).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+        nft.args(["-j", "list", "ruleset"]).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
         nft.stdin(std::process::Stdio::null()).output()
     };
     let Ok(Ok(output)) = tokio::task::spawn_blocking(list).await else {
@@ -102,26 +103,41 @@ async fn forward_policy() -> Vec<Finding> {
         return vec![finding("nft-missing", "error", detail, "apt-get install nftables")];
     };
     let Ok(listing) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else { return Vec::new() };
-    dropping_chains(&listing)
+    dropping_chains(&listing, &interface)
         .into_iter()
         .map(|(table, chain)| {
             let detail = format!("chain {chain} of table {table} drops what it does not know, forwarded packets too");
-            let fix = format!("nft insert rule {table} {chain} iifname vp0 accept; the same with oifname");
+            let insert = format!("nft insert rule {table} {chain}");
+            let fix = format!("{insert} iifname {interface} accept; {insert} oifname {interface} accept");
             finding("forward-policy-drop", "error", detail, &fix)
         })
         .collect()
 }
 
-/// Of nft's list of chains: those at the forward hook whose policy is to drop.
-fn dropping_chains(listing: &serde_json::Value) -> Vec<(String, String)> {
+/// Of nft's listing: the chains at the forward hook whose policy is to drop, and that have no rules for our interface.
+fn dropping_chains(listing: &serde_json::Value, interface: &str) -> Vec<(String, String)> {
     let entries = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let accepts = |chain: &serde_json::Value, key: &str| {
+        let rules = entries.iter().map(|entry| &entry["rule"]);
+        let mut rules = rules.filter(|rule| {
+            rule["family"] == chain["family"] && rule["table"] == chain["table"] && rule["chain"] == chain["name"]
+        });
+        rules.any(|rule| {
+            let parts = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let ours = |part: &serde_json::Value| {
+                part["match"]["left"]["meta"]["key"] == key && part["match"]["right"] == interface
+            };
+            parts.iter().any(ours) && parts.iter().any(|part| part.get("accept").is_some())
+        })
+    };
     let chains = entries.iter().map(|entry| &entry["chain"]);
     let drops = chains.filter(|chain| chain["hook"] == "forward" && chain["policy"] == "drop");
+    let drops = drops.filter(|chain| !["iifname", "oifname"].iter().all(|key| accepts(chain, key)));
     let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
     drops.map(|chain| (format!("{} {}", text(&chain["family"]), text(&chain["table"])), text(&chain["name"]))).collect()
 }
 
-/// Routes of the host into the pool, and tunnels' endpoints inside it.
+/// Routes of the host into the pool.
 async fn overlapping_routes(agent: &Agent) -> Vec<Finding> {
     let Ok(host) = crate::netlink::HostNetworks::read().await else { return Vec::new() };
     let (pool, interface) = {
@@ -152,14 +168,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_forward_chain_that_drops_is_found() {
-        let listing = serde_json::json!({"nftables": [
+    fn a_forward_chain_that_drops_is_found_until_it_has_rules_for_the_interface() {
+        let mut listing = serde_json::json!({"nftables": [
             {"metainfo": {}},
             {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "policy": "drop"}},
             {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "policy": "drop"}},
             {"chain": {"family": "inet", "table": "vp_vp0", "name": "forward", "hook": "forward", "policy": "accept"}},
         ]});
-        assert_eq!(dropping_chains(&listing), [("ip filter".to_owned(), "FORWARD".to_owned())]);
-        assert_eq!(dropping_chains(&serde_json::Value::Null), []);
+        let found = [("ip filter".to_owned(), "FORWARD".to_owned())];
+        assert_eq!(dropping_chains(&listing, "vp7"), found);
+        assert_eq!(dropping_chains(&serde_json::Value::Null, "vp7"), []);
+        for (key, found) in [("iifname", &found[..]), ("oifname", &[])] {
+            let part = serde_json::json!({"match": {"op": "==", "left": {"meta": {"key": key}}, "right": "vp7"}});
+            let parts = [part, serde_json::json!({"counter": {"packets": 0}}), serde_json::json!({"accept": null})];
+            let rule = serde_json::json!({"family": "ip", "table": "filter", "chain": "FORWARD", "expr": parts});
+            let entries = listing["nftables"].as_array_mut().expect("entries");
+            entries.push(serde_json::json!({"rule": rule}));
+            assert_eq!(dropping_chains(&listing, "vp7"), found);
+        }
     }
 }

@@ -74,8 +74,8 @@ fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
             rtt.get_or_create(&of_peer).set(millis / 1000.0);
         }
     }
-    registry.register("peer_receive_bytes", "Inner bytes received from the peer", received);
-    registry.register("peer_transmit_bytes", "Inner bytes sent to the peer", sent);
+    registry.register("peer_receive_bytes", "Received from the peer, with WireGuard's headers", received);
+    registry.register("peer_transmit_bytes", "Sent to the peer, with WireGuard's headers", sent);
     registry.register("peer_up", "Whether a session with the peer exists", up);
     registry.register("peer_handshake_age_seconds", "Since the session's keys were made", age);
     registry.register("peer_round_trip_seconds", "Of the last handshake", rtt);

@@ -47,7 +47,10 @@ impl Desired {
     pub(super) async fn presences_changed(&mut self, handle: &Handle) -> Result<(), Refused> {
         let presences = handle.call(|node, _, _| node.presence_blocks()).await?;
         if let Some(network) = &mut self.network {
-            self.warnings.extend(network.set_presences(&presences).await?);
+            let warnings = network.set_presences(&presences).await?;
+            let news: Vec<String> = warnings.into_iter().filter(|warning| !self.warnings.contains(warning)).collect();
+            news.iter().for_each(|warning| tracing::warn!("{warning}"));
+            self.warnings.extend(news);
         }
         Ok(())
     }

@@ -41,7 +41,10 @@ async fn resolve(agent: &Agent, tried: &mut Tried) -> Result<(), Gone> {
     });
     let away = away.await?;
     tried.retain(|site, _| away.contains(site.as_str()));
-    let mut endpoints = agent.wanted.lock().await.config.endpoints.clone();
+    let (mut endpoints, pool) = {
+        let wanted = agent.wanted.lock().await;
+        (wanted.config.endpoints.clone(), wanted.config.settings.pool.clone())
+    };
     endpoints.retain(|(site, _)| away.contains(site.as_str()));
     let lookups = endpoints.into_iter().map(|(site, endpoint)| async move {
         let addresses = lookup_host(&endpoint).await.map(Iterator::collect::<Vec<_>>);
@@ -50,10 +53,14 @@ async fn resolve(agent: &Agent, tried: &mut Tried) -> Result<(), Gone> {
     let mut lookups = stream::iter(lookups).buffer_unordered(LOOKUPS_MAX);
     while let Some((site, endpoint, addresses)) = lookups.next().await {
         match addresses {
-            Ok(addresses) => match next_address(&addresses, tried.entry(site.clone()).or_default()) {
-                Some(address) => call_at(agent, site, address).await?,
-                None => tracing::warn!("peer {site}: endpoint {endpoint} has no address"),
-            },
+            Ok(mut addresses) => {
+                // No tunnel leads through itself, whatever a name server says.
+                addresses.retain(|address| !pool.contains(address.ip()));
+                match next_address(&addresses, tried.entry(site.clone()).or_default()) {
+                    Some(address) => call_at(agent, site, address).await?,
+                    None => tracing::warn!("peer {site}: endpoint {endpoint} has no address outside the pool"),
+                }
+            }
             Err(error) => tracing::warn!("peer {site}: endpoint {endpoint}: {error}"),
         }
     }

@@ -5,13 +5,15 @@ use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, HostNetworks, Reach, values};
+use crate::state::kept_leases;
 use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use vp::addr::{Identity, Limits, Name, Pool};
+use std::time::Instant;
+use vp::addr::{Family, Holder, Identity, Limits, Name, Pool, overlap};
 use vp::node::{Client, PeerSettings, Settings};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -55,7 +57,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let socket = r.optional("socket", file.socket.as_ref(), values::socket_path)?;
     let reach = r.reach(file.reach.as_ref(), &interface)?;
     let pool = r.pool(&file.pool, &reach, &interface)?;
-    let (peers, endpoints) = r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref())?;
+    let (peers, endpoints) = r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref(), &pool)?;
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
     let audit = r.optional("audit", file.audit.as_ref(), values::path)?;
@@ -68,7 +70,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
-    r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings)?;
+    r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
     Ok(Config {
         file: path.to_owned(),
         settings,
@@ -206,7 +208,7 @@ impl Reader<'_> {
                 ));
             }
             let answers_there = *reach == Reach::ProxyArp(interface.clone());
-            let overlaps = !answers_there && values::overlap(&prefix, &network.trunc());
+            let overlaps = !answers_there && overlap(&prefix, &network.trunc());
             overlaps.then(|| {
                 format!(
                     "pool {prefix} overlaps {}, the network of this machine's {interface}, expected addresses that \
@@ -217,7 +219,13 @@ impl Reader<'_> {
         })
     }
 
-    fn peers(&mut self, peers: &[Spanned<file::Peer>], site: &Name, key: Option<&StaticSecret>) -> Result<Peers> {
+    fn peers(
+        &mut self,
+        peers: &[Spanned<file::Peer>],
+        site: &Name,
+        key: Option<&StaticSecret>,
+        pool: &Pool,
+    ) -> Result<Peers> {
         if let Some(peer) = peers.get(PEERS_MAX) {
             return Err(self.fail(peer.referenced, format!("peers: more than {PEERS_MAX}")));
         }
@@ -239,7 +247,12 @@ impl Reader<'_> {
             let twice = |line| format!("public_key: the peer in line {line} has the same one, expected one a peer");
             keys.add(self, &public_key, &peer.public_key, twice)?;
             let endpoint = self.optional("endpoint", peer.endpoint.as_ref(), values::endpoint)?;
+            let address = endpoint.as_ref().and_then(values::Endpoint::address);
             if let Some(text) = &peer.endpoint {
+                if address.is_some_and(|address| pool.contains(address.ip())) {
+                    let message = "endpoint: this address is in the pool, and no tunnel leads through itself";
+                    return Err(self.fail(text.referenced, message));
+                }
                 endpoints.push((name.clone(), text.value.clone()));
             }
             let groups = peer.groups.iter().flatten().map(|group| self.text("groups", group, Name::new));
@@ -247,7 +260,7 @@ impl Reader<'_> {
                 identity: Identity { site: name, tenant: None, groups: groups.collect::<Result<_>>()? },
                 public_key,
                 preshared_key: self.preshared_key(peer.preshared_key_file.as_ref())?,
-                endpoint: endpoint.as_ref().and_then(values::Endpoint::address),
+                endpoint: address,
                 keepalive_seconds: self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?,
                 stock: peer.stock.unwrap_or(false),
             };
@@ -339,8 +352,10 @@ impl Reader<'_> {
         })
     }
 
-    fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings) -> Result<()> {
+    fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings, state_dir: &Path) -> Result<()> {
         let mut services = Places::default();
+        let any_fixed = entries.iter().any(|entry| entry.value.address.is_some());
+        let gateway = if any_fixed { gateway(&settings.pool, state_dir) } else { Vec::new() };
         for Spanned { value: entry, referenced, .. } in entries {
             for (key, list) in [("ports", &entry.ports), ("callers", &entry.callers)] {
                 if let Some(list) = list.as_ref().filter(|list| list.value.is_empty()) {
@@ -358,6 +373,12 @@ impl Reader<'_> {
                 let at = map_place(entry, &error).unwrap_or(*referenced);
                 self.fail(at, error)
             })?;
+            if let (Some(text), Some(address)) = (&entry.address, mapping.address)
+                && gateway.contains(&address)
+            {
+                let message = format!("address: {address} is the gateway's own presence, expected another address");
+                return Err(self.fail(text.referenced, message));
+            }
             let service = &mapping.service;
             let twice = |line| format!("{service} is mapped twice, first in line {line}");
             services.add(self, service, &entry.service, twice)?;
@@ -369,6 +390,13 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// The gateway's own presences: as it has them, or as it will at its first start.
+fn gateway(pool: &Pool, state_dir: &Path) -> Vec<IpAddr> {
+    let mut leases = kept_leases(state_dir);
+    let mut grant = |family| leases.grant(&Holder::Gateway { family }, pool, 0, None, Instant::now());
+    Family::BOTH.into_iter().filter_map(|family| grant(family).ok()).map(|(grant, _)| grant.block.addr()).collect()
 }
 
 /// Where something was first, to find a second.

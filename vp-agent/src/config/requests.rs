@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
-use vp::addr::{Limits, Name, Pool, PortMap, PortRange, Selector};
+use vp::addr::{Limits, Name, Pool, PortMap, PortRange, Selector, overlap};
+use vp::catalogue::OFFER_SERVICES_MAX;
 use vp::node::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Settings, Source, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
 
@@ -21,6 +22,11 @@ const ENTRIES_MAX: usize = 256;
 /// What `expose` says, against the rest of the settings.
 pub fn exposure(request: &ExposeRequest, limits: Limits, settings: &Settings) -> Result<Exposure, FieldError> {
     let name = field("name", &request.name, Name::new)?;
+    let is_known = || settings.exposures.iter().any(|known| known.name == name);
+    if settings.exposures.len() >= OFFER_SERVICES_MAX && !is_known() {
+        let message = format!("{name} is one too many, expected at most {OFFER_SERVICES_MAX} services");
+        return Err(FieldError::new("name", message));
+    }
     let target = target(&request.target, &settings.pool)?;
     if request.ports.is_empty() {
         return Err(FieldError::new("ports", "no ports, expected at least one such as tcp/80"));
@@ -82,7 +88,7 @@ fn target_prefix(prefix: IpNet, pool: &Pool) -> Result<IpNet, String> {
     if values::is_wire(&prefix) {
         return Err(format!("{prefix} has a meaning inside tunnels only"));
     }
-    match pool.prefixes().iter().find(|pool| values::overlap(pool, &prefix)) {
+    match pool.prefixes().iter().find(|pool| overlap(pool, &prefix)) {
         Some(pool) => Err(format!("{prefix} overlaps the pool {pool}, expected hosts of this site")),
         None => Ok(prefix),
     }

@@ -270,6 +270,10 @@ fn peers_are_other_sites_each_with_a_key_and_an_endpoint_of_its_own() {
         &peer("    groups: [Edge]\n"),
         ":6:14: groups: a name has lower-case letters, digits and inner hyphens only, found 'E'",
     );
+    wrong(
+        &peer("    endpoint: 10.0.1.9:51820\n"),
+        ":6:15: endpoint: this address is in the pool, and no tunnel leads through itself",
+    );
     let config =
         parse(&format!("{HEAD}{}", peer("    endpoint: \"[2001:db8::1]:51820\"\n    stock: true\n"))).expect("good");
     assert_eq!(config.settings.peers[0].endpoint, Some("[2001:db8::1]:51820".parse().expect("address")));
@@ -439,6 +443,39 @@ fn a_mapping_is_refused_for_each_part_that_is_wrong() {
         "map:\n  - {service: a.cloud, address: 10.0.1.5}\n  - {service: b.cloud, address: 10.0.1.5}\n",
         ":5:33: address: 10.0.1.5 is given to a.cloud, expected an address of its own",
     );
+    map(
+        "service: web.cloud, address: 10.0.1.1",
+        ":4:35: address: 10.0.1.1 is the gateway's own presence, expected another address",
+    );
+    map(
+        "service: web.cloud, address: \"fd00:1::1\"",
+        ":4:35: address: fd00:1::1 is the gateway's own presence, expected another address",
+    );
+}
+
+#[test]
+fn the_gateway_s_own_presence_is_where_its_lease_says() {
+    let directory = directory();
+    let journal = "{\"format\":\"vp-leases\",\"version\":1}\n\
+                   {\"op\":\"grant\",\"holder\":{\"gateway\":{\"family\":\"v4\"}},\"block\":\"10.0.1.7/32\"}\n";
+    write_key(&directory.path().join("leases.jsonl"), journal, 0o600);
+    let with = |address: &str| {
+        let state = directory.path().display();
+        parse(&format!("{HEAD}state_dir: {state}\nmap:\n  - {{service: web.cloud, address: {address}}}\n"))
+    };
+    assert!(with("10.0.1.1").is_ok());
+    let refused = with("10.0.1.7").expect_err("refused");
+    assert!(refused.starts_with("agent.yaml:5:35: address: 10.0.1.7 is the gateway's own"), "{refused}");
+}
+
+#[test]
+fn more_services_than_an_offer_has_are_refused() {
+    let services = |count: usize| {
+        let service = |n| format!("  - {{name: s{n}, target: 10.0.0.5, ports: [tcp/80], allow: [any]}}\n");
+        format!("expose:\n{}", (0..count).map(service).collect::<String>())
+    };
+    assert!(parse(&format!("{HEAD}{}", services(4096))).is_ok());
+    wrong(&services(4097), ":4100:12: name: s4096 is one too many, expected at most 4096 services");
 }
 
 #[test]

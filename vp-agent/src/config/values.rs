@@ -54,12 +54,7 @@ pub fn prefix(text: &str) -> Parsed<IpNet> {
 /// Whether it has a part of the addresses that mean something inside tunnels only.
 #[must_use]
 pub fn is_wire(prefix: &IpNet) -> bool {
-    ["198.18.0.0/15", "fd76:7000::/46"].iter().filter_map(|wire| wire.parse().ok()).any(|wire| overlap(prefix, &wire))
-}
-
-#[must_use]
-pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
+    vp::addr::wire::overlapped(prefix).is_some()
 }
 
 pub fn socket_address(text: &str) -> Parsed<SocketAddr> {

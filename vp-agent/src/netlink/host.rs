@@ -1,6 +1,6 @@
 //! The host's own networks, for checking a configuration against them and for `doctor`. Only looks.
 
-use super::{Link, address_of, conf, destination, failed, link_name, output_interface, route_table};
+use super::{Link, address_of, destination, failed, link_name, output_interface, route_table};
 use anyhow::Result;
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
@@ -81,18 +81,5 @@ impl HostNetworks {
         }
         routes.sort_by_key(|route| (route.table, route.destination));
         Ok(Self { interfaces, addresses, routes })
-    }
-
-    /// Whether this host passes packets of `family` on that come in on `interface`; none if it cannot be seen.
-    #[must_use]
-    pub fn forwards(family: vp::addr::Family, interface: &str) -> Option<bool> {
-        let is_on = |path: &str| conf(path).map(|value| value != "0");
-        match family {
-            vp::addr::Family::V4 => is_on(&format!("ipv4/conf/{interface}/forwarding")),
-            vp::addr::Family::V6 => {
-                let forced = is_on(&format!("ipv6/conf/{interface}/force_forwarding")).unwrap_or(false);
-                is_on("ipv6/conf/all/forwarding").map(|on| on || forced)
-            }
-        }
     }
 }

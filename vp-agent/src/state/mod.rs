@@ -4,7 +4,7 @@
 mod journal;
 mod runtime;
 
-pub use journal::{FileJournal, Syncer};
+pub use journal::{FileJournal, Syncer, kept_leases};
 pub use runtime::{Endpoints, Runtime};
 
 use std::fs::{File, OpenOptions};
