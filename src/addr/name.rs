@@ -3,14 +3,16 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// RFC 1035 section 2.3.4.
 const LABEL_BYTES_MAX: usize = 63;
 
-/// One DNS label in lower case: letters, digits and inner hyphens (RFC 1123 section 2.1).
+/// One DNS label in lower case: letters, digits and inner hyphens (RFC 1123 section 2.1). Copies share the text: a
+/// mapped service's name is in some ten places.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(Box<str>);
+pub struct Name(Arc<str>);
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NameError {
@@ -63,7 +65,7 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> Self {
-        name.0.into()
+        name.as_str().to_owned()
     }
 }
 

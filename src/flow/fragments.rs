@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// RFC 791 section 3.2: the initial timer setting for reassembly.
 const WAIT: Duration = Duration::from_secs(15);
+/// All doors are looked at no more often than this.
+const EXPIRE_PAUSE: Duration = Duration::from_secs(1);
 /// Datagrams of one door under way at a time; the oldest goes when there are more.
 const DATAGRAMS_MAX: usize = 1024;
 /// Bytes that wait for first fragments, a door: eight of the largest datagrams.
@@ -51,7 +53,7 @@ struct Share {
     /// By age, the oldest first. A datagram that was finished may still be listed.
     order: VecDeque<(Instant, Datagram)>,
     held_bytes: usize,
-    /// Tails that waited in vain.
+    /// Tails that waited in vain, to be told.
     dropped: u64,
 }
 
@@ -81,6 +83,10 @@ struct Part {
 #[derive(Debug, Default)]
 pub struct Fragments {
     doors: BTreeMap<Door, Share>,
+    /// Nothing has waited too long before this.
+    wakes: Option<Instant>,
+    /// Tails that waited in vain.
+    dropped: u64,
 }
 
 /// A fragment that is refused although its datagram may pass.
@@ -102,77 +108,103 @@ impl Fragments {
         verdict: Verdict,
         now: Instant,
     ) -> Result<Vec<Vec<u8>>, Inconsistent> {
-        let share = self.share(datagram.door, now);
-        let state = share.state(datagram, now);
-        if state.decision == Decision::Refused {
-            return Err(Inconsistent::GivenUp);
-        }
-        if let Err(inconsistent) = state.take(fragment, bytes) {
-            share.give_up(&datagram, inconsistent);
-            return Err(inconsistent);
-        }
-        state.decision = Decision::Pass(verdict);
-        let held = std::mem::take(&mut state.held);
-        share.held_bytes -= held.iter().map(Vec::len).sum::<usize>();
-        share.finish(&datagram);
-        Ok(held)
+        self.at(datagram.door, now, |share| share.pass(datagram, fragment, bytes, verdict, now))
     }
 
     /// The first fragment was refused, and so are the others.
     pub fn refuse(&mut self, datagram: Datagram, now: Instant) {
-        let share = self.share(datagram.door, now);
-        share.state(datagram, now);
-        share.give_up(&datagram, Inconsistent::GivenUp);
+        self.at(datagram.door, now, |share| {
+            share.state(datagram, now);
+            share.give_up(&datagram, Inconsistent::GivenUp);
+        });
     }
 
     /// A fragment without a layer-4 header: `packet` is the whole of it, `bytes` what it carries.
     pub fn tail(&mut self, datagram: Datagram, fragment: Fragment, bytes: usize, packet: &[u8], now: Instant) -> Tail {
-        let share = self.share(datagram.door, now);
-        let no_room = share.held_bytes + packet.len() > HELD_BYTES_MAX;
-        let state = share.state(datagram, now);
+        self.at(datagram.door, now, |share| share.tail(datagram, fragment, bytes, packet, now))
+    }
+
+    /// Forgets what waited too long, and the doors by which nothing is under way.
+    pub fn expire(&mut self, now: Instant) {
+        if self.wakes.is_none_or(|wakes| now < wakes) {
+            return;
+        }
+        self.doors.retain(|_, share| {
+            share.make_room(now);
+            self.dropped += std::mem::take(&mut share.dropped);
+            !share.order.is_empty()
+        });
+        let oldest = self.doors.values().filter_map(|share| share.order.front()).map(|(since, _)| *since + WAIT).min();
+        self.wakes = oldest.map(|oldest| oldest.max(now + EXPIRE_PAUSE));
+    }
+
+    /// When the oldest that is under way may have waited too long.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.wakes
+    }
+
+    /// How many tails were held and then dropped since this was asked last.
+    pub fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
+    }
+
+    fn at<T>(&mut self, door: Door, now: Instant, act: impl FnOnce(&mut Share) -> T) -> T {
+        self.wakes.get_or_insert(now + WAIT);
+        let share = self.doors.entry(door).or_default();
+        share.make_room(now);
+        let result = act(share);
+        self.dropped += std::mem::take(&mut share.dropped);
+        result
+    }
+}
+
+impl Share {
+    fn pass(
+        &mut self,
+        datagram: Datagram,
+        fragment: Fragment,
+        bytes: usize,
+        verdict: Verdict,
+        now: Instant,
+    ) -> Result<Vec<Vec<u8>>, Inconsistent> {
+        let state = self.state(datagram, now);
+        if state.decision == Decision::Refused {
+            return Err(Inconsistent::GivenUp);
+        }
         if let Err(inconsistent) = state.take(fragment, bytes) {
-            share.give_up(&datagram, inconsistent);
+            self.give_up(&datagram, inconsistent);
+            return Err(inconsistent);
+        }
+        state.decision = Decision::Pass(verdict);
+        let held = std::mem::take(&mut state.held);
+        self.held_bytes -= held.iter().map(Vec::len).sum::<usize>();
+        self.finish(&datagram);
+        Ok(held)
+    }
+
+    fn tail(&mut self, datagram: Datagram, fragment: Fragment, bytes: usize, packet: &[u8], now: Instant) -> Tail {
+        let no_room = self.held_bytes + packet.len() > HELD_BYTES_MAX;
+        let state = self.state(datagram, now);
+        if let Err(inconsistent) = state.take(fragment, bytes) {
+            self.give_up(&datagram, inconsistent);
             return Tail::Refused;
         }
         match state.decision {
             Decision::Pass(verdict) => {
-                share.finish(&datagram);
+                self.finish(&datagram);
                 Tail::Pass(verdict)
             }
             Decision::Refused => Tail::Refused,
             Decision::Open if no_room => Tail::Refused,
             Decision::Open => {
                 state.held.push(packet.to_vec());
-                share.held_bytes += packet.len();
+                self.held_bytes += packet.len();
                 Tail::Held
             }
         }
     }
 
-    /// Forgets what waited too long.
-    pub fn expire(&mut self, now: Instant) {
-        self.doors.values_mut().for_each(|share| share.make_room(now));
-    }
-
-    /// When the oldest that is under way has waited too long.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.doors.values().filter_map(|share| share.order.front()).map(|(since, _)| *since + WAIT).min()
-    }
-
-    /// How many tails were held and then dropped since this was asked last.
-    pub fn take_dropped(&mut self) -> u64 {
-        self.doors.values_mut().map(|share| std::mem::take(&mut share.dropped)).sum()
-    }
-
-    fn share(&mut self, door: Door, now: Instant) -> &mut Share {
-        let share = self.doors.entry(door).or_default();
-        share.make_room(now);
-        share
-    }
-}
-
-impl Share {
     fn state(&mut self, datagram: Datagram, now: Instant) -> &mut State {
         let order = &mut self.order;
         self.datagrams.entry(datagram).or_insert_with(|| {

@@ -2,7 +2,9 @@
 //! It knows nothing of services or policy: whose flow it is, is an opaque number to it.
 
 pub mod fragments;
+mod keys;
 mod life;
+mod slots;
 mod table;
 mod wheel;
 

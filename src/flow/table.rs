@@ -1,11 +1,12 @@
 //! The table. Both directions of a flow are found by their own key, are inserted together and die together.
 
+use super::keys::Keys;
 use super::life::{Side, State, Stirred, Traffic, is_in_flight, stir};
+use super::slots::Slots;
 use super::wheel::{Link, NONE, Wheel};
 use crate::addr::PeerId;
 use crate::packet::FiveTuple;
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 use std::hash::{BuildHasher, Hash};
 use std::time::{Duration, Instant};
 
@@ -93,10 +94,9 @@ impl Flow {
 
 #[derive(Debug)]
 pub struct Table {
-    slots: Vec<Option<Flow>>,
-    free: Vec<u32>,
+    slots: Slots<Flow>,
     /// `slot << 1 | direction`.
-    keys: HashTable<u32>,
+    keys: Keys,
     hasher: FixedState,
     wheel: Wheel,
     newest_half_open: u32,
@@ -108,9 +108,8 @@ impl Table {
     #[must_use]
     pub fn new(capacity: u32, seed: u64, now: Instant) -> Self {
         Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            keys: HashTable::new(),
+            slots: Slots::new(),
+            keys: Keys::new(),
             hasher: FixedState::with_seed(seed),
             wheel: Wheel::new(),
             newest_half_open: NONE,
@@ -121,7 +120,7 @@ impl Table {
 
     #[must_use]
     pub fn len(&self) -> u32 {
-        u32::try_from(self.slots.len() - self.free.len()).unwrap_or(u32::MAX)
+        self.slots.len()
     }
 
     #[must_use]
@@ -145,15 +144,15 @@ impl Table {
 
     #[must_use]
     pub fn get(&self, id: FlowId) -> Option<&Flow> {
-        self.slots.get(id.0 as usize)?.as_ref()
+        self.slots.get(id.0)
     }
 
     pub fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
-        self.slots.get_mut(id.0 as usize)?.as_mut()
+        self.slots.get_mut(id.0)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (FlowId, &Flow)> {
-        (0..).zip(&self.slots).filter_map(|(id, slot)| Some((FlowId(id), slot.as_ref()?)))
+        self.slots.iter().map(|(id, flow)| (FlowId(id), flow))
     }
 
     /// The flow of a packet that came in by `door` with this tuple.
@@ -161,7 +160,7 @@ impl Table {
     pub fn find(&self, door: Door, tuple: &FiveTuple) -> Option<FlowId> {
         let hash = hash(&self.hasher, door, tuple);
         let found = self.keys.find(hash, |key| {
-            let Some(flow) = self.slots[(key >> 1) as usize].as_ref() else { return false };
+            let Some(flow) = self.slots.get(key >> 1) else { return false };
             match (door, key & 1) {
                 (Door::Site, 0) => flow.site == *tuple,
                 (Door::Peer(peer), 1) => flow.peer == peer && flow.wire.reversed() == *tuple,
@@ -178,11 +177,7 @@ impl Table {
         if self.is_full() || taken {
             return None;
         }
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            u32::try_from(self.slots.len() - 1).unwrap_or(NONE)
-        });
-        self.slots[id as usize] = Some(Flow {
+        let id = self.slots.insert(Flow {
             peer: new.peer,
             site: new.site,
             wire: new.wire,
@@ -206,7 +201,7 @@ impl Table {
         ];
         for (hash, key) in keys {
             let (slots, hasher) = (&self.slots, &self.hasher);
-            self.keys.insert_unique(hash, key, |key| rehash(slots, hasher, *key));
+            self.keys.insert(hash, key, |key| rehash(slots, hasher, *key));
         }
         self.set_deadline(id);
         self.link_half_open(id);
@@ -217,14 +212,11 @@ impl Table {
         self.get(id)?;
         self.unlink_deadline(id.0);
         self.unlink_half_open(id.0);
-        let flow = self.slots[id.0 as usize].take()?;
+        let flow = self.slots.remove(id.0)?;
         let doors = [(Door::Site, flow.site, id.0 << 1), (Door::Peer(flow.peer), flow.wire.reversed(), id.0 << 1 | 1)];
         for (door, tuple, key) in doors {
-            if let Ok(entry) = self.keys.find_entry(hash(&self.hasher, door, &tuple), |other| *other == key) {
-                entry.remove();
-            }
+            self.keys.remove(hash(&self.hasher, door, &tuple), key);
         }
-        self.free.push(id.0);
         Some(flow)
     }
 
@@ -256,12 +248,18 @@ impl Table {
         stirred
     }
 
-    /// At most `count` flows from number `from` on that were judged under another version.
+    /// The flows of numbers `from` to `from + count` that were judged under another version.
     #[must_use]
-    pub fn stale(&self, from: u32, count: usize, version: u32) -> Vec<FlowId> {
-        let slots = self.slots.iter().enumerate().skip(from as usize);
-        let stale = slots.filter(|(_, slot)| slot.as_ref().is_some_and(|flow| flow.version != version));
-        stale.map(|(number, _)| FlowId(number as u32)).take(count).collect()
+    pub fn stale(&self, from: u32, count: u32, version: u32) -> Vec<FlowId> {
+        let numbers = from..from.saturating_add(count).min(self.slots.end());
+        let is_stale = |id: &FlowId| self.get(*id).is_some_and(|flow| flow.version != version);
+        numbers.map(FlowId).filter(is_stale).collect()
+    }
+
+    /// All flows have numbers below this one.
+    #[must_use]
+    pub fn end(&self) -> u32 {
+        self.slots.end()
     }
 
     /// The half-open flow that came last: the first to go when room is needed.
@@ -270,23 +268,29 @@ impl Table {
         (self.newest_half_open != NONE).then_some(FlowId(self.newest_half_open))
     }
 
-    /// The flows that were silent for too long; the caller removes them.
-    pub fn idle(&mut self, now: Instant, idle: &mut Vec<FlowId>) {
+    /// The flows that were silent for too long; the caller removes them. Looks at `count` flows at most, and goes on
+    /// there the next time.
+    pub fn idle(&mut self, now: Instant, count: usize, idle: &mut Vec<FlowId>) {
         let second = self.second(now);
         self.wheel.skip_full_turns(second);
+        let mut left = count;
         while self.wheel.second <= second {
             let slot = self.wheel.slot(self.wheel.second);
-            let mut id = std::mem::replace(self.wheel.head_mut(slot), NONE);
-            self.wheel.second += 1;
-            while let Some(flow) = self.get(FlowId(id)) {
-                let next = flow.deadline.next;
-                if self.idle_until(id) <= second {
-                    self.unlist(id);
-                    idle.push(FlowId(id));
-                } else {
-                    self.set_deadline(id);
-                }
-                id = next;
+            let id = *self.wheel.head_mut(slot);
+            let Some(flow) = self.get(FlowId(id)) else {
+                self.wheel.second += 1;
+                continue;
+            };
+            if left == 0 {
+                return;
+            }
+            left -= 1;
+            *self.wheel.head_mut(slot) = flow.deadline.next;
+            if self.idle_until(id) <= second {
+                self.unlist(id);
+                idle.push(FlowId(id));
+            } else {
+                self.set_deadline(id);
             }
         }
     }
@@ -385,8 +389,8 @@ fn hash(hasher: &FixedState, door: Door, tuple: &FiveTuple) -> u64 {
     std::hash::Hasher::finish(&state)
 }
 
-fn rehash(slots: &[Option<Flow>], hasher: &FixedState, key: u32) -> u64 {
-    let Some(flow) = slots[(key >> 1) as usize].as_ref() else { return 0 };
+fn rehash(slots: &Slots<Flow>, hasher: &FixedState, key: u32) -> u64 {
+    let Some(flow) = slots.get(key >> 1) else { return 0 };
     match key & 1 {
         0 => hash(hasher, Door::Site, &flow.site),
         _ => hash(hasher, Door::Peer(flow.peer), &flow.wire.reversed()),
@@ -398,15 +402,6 @@ mod tests {
     use super::*;
     use crate::addr::protocol;
     use crate::packet::TcpHead;
-
-    /// What one flow may cost, with its two keys at the hash table's fullest (7 of 8 slots, 1 control byte each).
-    const FLOW_BYTES_MAX: usize = 256;
-
-    #[test]
-    fn a_flow_costs_at_most_256_bytes() {
-        let keys = 2 * (size_of::<u32>() + 1) * 16 / 7;
-        assert!(size_of::<Option<Flow>>() + keys + size_of::<u32>() <= FLOW_BYTES_MAX, "{}", size_of::<Option<Flow>>());
-    }
 
     fn tuple(source: &str, destination: &str, port: u16, protocol: u8) -> FiveTuple {
         FiveTuple {
@@ -449,7 +444,7 @@ mod tests {
 
     fn idle(table: &mut Table, now: Instant) -> Vec<FlowId> {
         let mut idle = Vec::new();
-        table.idle(now, &mut idle);
+        table.idle(now, usize::MAX, &mut idle);
         idle.iter().for_each(|id| assert!(table.remove(*id).is_some()));
         idle
     }
@@ -542,5 +537,26 @@ mod tests {
         assert_eq!(table.newest_half_open(), ids[1]);
         table.remove(ids[1].expect("room"));
         assert_eq!(table.newest_half_open(), ids[0]);
+    }
+
+    #[test]
+    fn many_that_end_in_one_second_are_looked_at_in_parts_and_each_once() {
+        let now = Instant::now();
+        let mut table = Table::new(10_000, 1, now);
+        let ids: Vec<_> = (0..2500).filter_map(|p| table.insert(new_flow(p, protocol::UDP), now)).collect();
+        let later = now + Duration::from_secs(299);
+        for id in ids.iter().step_by(2) {
+            table.record(*id, Direction::Outbound, &DATAGRAM, later);
+        }
+        let (end, mut ended) = (now + Duration::from_secs(301), 0);
+        for part in [1000, 1000, 500] {
+            assert!(table.poll_timeout().is_some_and(|at| at <= end));
+            let mut idle = Vec::new();
+            table.idle(end, 1000, &mut idle);
+            assert_eq!(idle.len(), part / 2);
+            ended += idle.iter().filter(|id| table.remove(**id).is_some()).count();
+        }
+        assert_eq!((ended, table.len()), (1250, 1250));
+        assert!(table.poll_timeout().is_some_and(|at| at > end));
     }
 }

@@ -1,6 +1,8 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
-use super::{Event, FlowEnd, Node, OfferError, Output, Peer, REJECTS_PER_SECOND, Rates, Settings, SettingsError};
+use super::{
+    Event, FlowEnd, Node, OfferError, Output, Peer, REJECTS_PER_SECOND, Rates, Settings, SettingsError, Sweep,
+};
 use crate::addr::{Family, Grant, Holder, Leases, PeerId};
 use crate::catalogue::{
     Callers, ExposedServices, Exposure, LeaseChanges, Mapping, NamedCaller, Offer, PeerOffer, Presences,
@@ -278,7 +280,8 @@ impl Node {
     /// background, whichever comes first.
     fn judge_flows_again(&mut self) {
         self.version = self.version.wrapping_add(1);
-        self.swept = Some(0);
+        let next = self.swept.map_or(0, |sweep| sweep.next);
+        self.swept = Some(Sweep { next, left: self.table.end() });
     }
 }
 

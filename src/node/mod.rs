@@ -103,8 +103,8 @@ pub struct Node {
     rates: BTreeMap<u32, Rates>,
     /// Of the catalogue and the policy; flows judged under another are judged again.
     version: u32,
-    /// Flows judged again in the background since the version changed: up to this one.
-    swept: Option<u32>,
+    /// Flows are judged again in the background since the version changed.
+    swept: Option<Sweep>,
     started: Instant,
     /// There were leases before the start, so there may have been flows.
     resumes: bool,
@@ -127,6 +127,13 @@ pub struct Node {
 struct Peer {
     settings: PeerSettings,
     flows: u32,
+}
+
+/// The next number to be looked at, and how many are left.
+#[derive(Clone, Copy, Debug)]
+struct Sweep {
+    next: u32,
+    left: u32,
 }
 
 /// What an exposed service may take.

@@ -1,12 +1,14 @@
 //! What time brings: idle flows end, tunnels act, flows are judged again after a change.
 
-use super::{Event, FlowEnd, Node, Output, Reason};
-use crate::flow::{FlowId, State};
+use super::{Event, FlowEnd, Node, Output, Reason, Sweep};
+use crate::flow::State;
 use crate::tunnel::TunnelEvent;
 use std::time::Instant;
 
 /// Flows judged again in one go, so that packets do not wait for a large table.
-const SWEEP_BATCH: usize = 4096;
+const SWEEP_BATCH: u32 = 4096;
+/// Flows whose silence is looked at in one go, for the same reason.
+const IDLE_BATCH: usize = 1024;
 
 impl Node {
     pub fn handle_timeout(&mut self, output: &mut Output, now: Instant) {
@@ -38,7 +40,7 @@ impl Node {
 
     fn end_idle_flows(&mut self, now: Instant) {
         let mut idle = std::mem::take(&mut self.idle);
-        self.table.idle(now, &mut idle);
+        self.table.idle(now, IDLE_BATCH, &mut idle);
         for id in idle.drain(..) {
             let end = match self.table.get(id).map(|flow| flow.state) {
                 Some(State::Closed) => FlowEnd::Closed,
@@ -50,12 +52,14 @@ impl Node {
         self.idle = idle;
     }
 
+    /// Goes round the table once after the last change, on from where it was.
     fn sweep(&mut self, now: Instant) {
-        let Some(from) = self.swept else { return };
-        let stale: Vec<FlowId> = self.table.stale(from, SWEEP_BATCH, self.version);
-        self.swept = stale.last().map(|id| id.0 + 1);
-        for id in stale {
+        let Some(Sweep { next, left }) = self.swept else { return };
+        let next = if next < self.table.end() { next } else { 0 };
+        let count = left.min(SWEEP_BATCH).min(self.table.end() - next);
+        for id in self.table.stale(next, count, self.version) {
             self.judge_again(id, now);
         }
+        self.swept = (left > count).then_some(Sweep { next: next.saturating_add(count), left: left - count });
     }
 }

@@ -17,6 +17,7 @@ mod peer;
 mod queue;
 mod session;
 mod transmit;
+mod wheel;
 
 pub use transmit::{Batch, Transmits};
 
@@ -25,14 +26,24 @@ use admission::Admission;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn};
+use foldhash::fast::FixedState;
 use peer::{Message, Peer};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use wheel::Wheel;
 use x25519_dalek::{PublicKey, StaticSecret};
 
-/// How often the peers' timers are looked at; boringtun ends its sessions only when asked about so often.
+/// What the peers' timers are rounded up to, so that one call serves many.
 const TICK: Duration = Duration::from_millis(250);
+/// Each peer is looked at after so long at least, and up to as much more, that not all are at once: boringtun forgets keys
+/// only when asked.
+const LOOK: Duration = Duration::from_secs(15);
+const LOOK_SPREAD: u32 = 60;
+/// Peers looked at in one call, and those asked for a session in it (some 100 us each), so that packets do not wait for
+/// the peers of a large site.
+const LOOKS_MAX: usize = 1024;
+const ASKED_MAX: usize = 16;
 /// The largest message besides data is the handshake initiation; boringtun panics on smaller buffers.
 const MESSAGE_BYTES_MIN: usize = 148;
 /// Data header, and tag.
@@ -129,19 +140,23 @@ pub struct Tunnels {
     private: StaticSecret,
     public: PublicKey,
     admission: Admission,
-    peers: BTreeMap<PeerId, Peer>,
+    /// By number. Their own sessions make them large.
+    peers: Vec<Option<Box<Peer>>>,
     by_key: BTreeMap<[u8; 32], PeerId>,
     /// The receiver index of a session without its lowest byte, which counts the sessions of a peer.
-    by_index: BTreeMap<u32, PeerId>,
+    by_index: HashMap<u32, PeerId, FixedState>,
+    wheel: Wheel,
     events: VecDeque<TunnelEvent>,
-    next_tick: Instant,
+    /// Peers that were looked at, ever.
+    #[cfg(test)]
+    looks: usize,
     random: Random,
     scratch: Box<[u8]>,
 }
 
 impl std::fmt::Debug for Tunnels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tunnels").field("peers", &self.peers.len()).finish_non_exhaustive()
+        f.debug_struct("Tunnels").field("peers", &self.by_key.len()).finish_non_exhaustive()
     }
 }
 
@@ -153,11 +168,13 @@ impl Tunnels {
             admission: Admission::new(&public, seed, now),
             private,
             public,
-            peers: BTreeMap::new(),
+            peers: Vec::new(),
             by_key: BTreeMap::new(),
-            by_index: BTreeMap::new(),
+            by_index: HashMap::with_hasher(FixedState::with_seed(seed)),
+            wheel: Wheel::new(now),
             events: VecDeque::new(),
-            next_tick: now,
+            #[cfg(test)]
+            looks: 0,
             random: Random(seed | 1),
             scratch: vec![0; DATAGRAM_BYTES_MAX].into(),
         }
@@ -176,7 +193,7 @@ impl Tunnels {
         if self.by_key.get(&settings.public_key).is_some_and(|other| *other != peer) {
             return Err(TunnelError::KnownKey);
         }
-        if let Some(known) = self.peers.get_mut(&peer).filter(|known| known.has_keys_of(&settings)) {
+        if let Some(known) = get_mut(&mut self.peers, peer).filter(|known| known.has_keys_of(&settings)) {
             known.configure(settings);
         } else {
             if self.forget(peer).is_some_and(|old| old.told_up) {
@@ -186,9 +203,13 @@ impl Tunnels {
             self.by_key.insert(settings.public_key, peer);
             self.by_index.insert(index, peer);
             let unlimited = self.admission.unlimited();
-            self.peers.insert(peer, Peer::new(&self.private, settings, index, unlimited, now));
+            let number = peer.0 as usize;
+            if self.peers.len() <= number {
+                self.peers.resize_with(number + 1, || None);
+            }
+            self.peers[number] = Some(Box::new(Peer::new(&self.private, settings, index, unlimited, now)));
         }
-        self.next_tick = now;
+        self.wheel.set_now(peer.0, now);
         Ok(())
     }
 
@@ -198,29 +219,31 @@ impl Tunnels {
         self.events.retain(|event| event.peer() != peer);
     }
 
-    fn forget(&mut self, peer: PeerId) -> Option<Peer> {
-        let gone = self.peers.remove(&peer)?;
+    fn forget(&mut self, peer: PeerId) -> Option<Box<Peer>> {
+        let gone = self.peers.get_mut(peer.0 as usize)?.take()?;
+        self.wheel.remove(peer.0);
         self.by_key.remove(gone.public_key());
         self.by_index.remove(&gone.index);
         Some(gone)
     }
 
     pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.set_endpoint(endpoint);
+        if let Some(known) = get_mut(&mut self.peers, peer) {
+            known.set_endpoint(endpoint);
+            self.wheel.hasten_now(peer.0);
         }
     }
 
     /// Whether a session exists, or there is an address to ask for one.
     #[must_use]
     pub fn can_send(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|peer| peer.endpoint.is_some())
+        self.peer(peer).is_some_and(|peer| peer.endpoint.is_some())
     }
 
     /// Whether a session exists that the peer proved to hold. As last told by an event.
     #[must_use]
     pub fn is_up(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|peer| peer.told_up)
+        self.peer(peer).is_some_and(|peer| peer.told_up)
     }
 
     /// Seals one inner packet, padded to 16 bytes but not beyond `inner_mtu`; queues it and asks for a session when
@@ -233,7 +256,7 @@ impl Tunnels {
         transmits: &mut Transmits,
         now: Instant,
     ) -> Result<(), SealError> {
-        let peer = self.peers.get_mut(&peer).ok_or(SealError::NoPath)?;
+        let known = get_mut(&mut self.peers, peer).ok_or(SealError::NoPath)?;
         let padded = inner.len().next_multiple_of(16).min(inner.len().max(inner_mtu.into()));
         if padded > INNER_BYTES_MAX {
             return Err(SealError::Overload);
@@ -245,7 +268,8 @@ impl Tunnels {
             self.scratch[inner.len()..padded].fill(0);
             &self.scratch[..padded]
         };
-        peer.seal(source, transmits, &mut self.random, now)
+        self.wheel.hasten(peer.0, now);
+        known.seal(source, transmits, &mut self.random, now)
     }
 
     /// One datagram from the network. What it calls for (a handshake's next message, a cookie, what was queued) goes to
@@ -277,11 +301,12 @@ impl Tunnels {
             return Err(OpenError::Malformed);
         }
         let (id, message) = self.whose(from, datagram, transmits, now)?;
-        let peer = self.peers.get_mut(&id).ok_or(OpenError::Unauthentic)?;
+        let peer = get_mut(&mut self.peers, id).ok_or(OpenError::Unauthentic)?;
         let is_enough = into.len() >= datagram.len().max(MESSAGE_BYTES_MIN);
         let buffer = if is_enough { &mut *into } else { &mut self.scratch[..] };
         let before = peer.endpoint;
-        let mut opened = peer.open(message, from, datagram, buffer, transmits, now);
+        let mut opened = peer.open(message, from, datagram, buffer, transmits, &mut self.random, now);
+        self.wheel.hasten(id.0, now);
         if let (Ok(Some(bytes)), false) = (opened, is_enough) {
             match into.get_mut(..bytes) {
                 Some(into) => into.copy_from_slice(&self.scratch[..bytes]),
@@ -329,20 +354,28 @@ impl Tunnels {
         }
     }
 
+    /// Looks at the peers whose time has come. What is too much for one call is left, and wants another at once.
     pub fn handle_timeout(&mut self, transmits: &mut Transmits, now: Instant) {
-        if now < self.next_tick {
-            return;
+        let (mut looks, mut asked) = (0, 0);
+        while looks < LOOKS_MAX && asked < ASKED_MAX {
+            let Some(number) = self.wheel.due(now) else { break };
+            let id = PeerId(number);
+            let Some(peer) = get_mut(&mut self.peers, id) else { continue };
+            asked += usize::from(peer.tick(transmits, &mut self.random, now));
+            tell(id, peer, &mut self.events, now);
+            let look = now + LOOK + TICK * (number % LOOK_SPREAD);
+            self.wheel.set(number, peer.due(now).map_or(look, |due| due.min(look)), now);
+            looks += 1;
         }
-        self.next_tick = now + TICK;
-        for (id, peer) in &mut self.peers {
-            peer.tick(transmits, &mut self.random, now);
-            tell(*id, peer, &mut self.events, now);
+        #[cfg(test)]
+        {
+            self.looks += looks;
         }
     }
 
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (!self.peers.is_empty()).then_some(self.next_tick)
+        self.wheel.poll_timeout()
     }
 
     pub fn poll_event(&mut self) -> Option<TunnelEvent> {
@@ -351,7 +384,11 @@ impl Tunnels {
 
     #[must_use]
     pub fn report(&self, peer: PeerId, now: Instant) -> Option<TunnelReport> {
-        self.peers.get(&peer).map(|peer| peer.report(now))
+        self.peer(peer).map(|peer| peer.report(now))
+    }
+
+    fn peer(&self, peer: PeerId) -> Option<&Peer> {
+        self.peers.get(peer.0 as usize)?.as_deref()
     }
 
     /// boringtun gives a peer's sessions the indices `index << 8 | 0..=255`.
@@ -363,6 +400,10 @@ impl Tunnels {
             }
         }
     }
+}
+
+fn get_mut(peers: &mut [Option<Box<Peer>>], peer: PeerId) -> Option<&mut Peer> {
+    peers.get_mut(peer.0 as usize)?.as_deref_mut()
 }
 
 fn tell(id: PeerId, peer: &mut Peer, events: &mut VecDeque<TunnelEvent>, now: Instant) {

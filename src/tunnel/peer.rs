@@ -2,7 +2,8 @@
 //!
 //! boringtun has the same timers on the clock that it reads itself. Ours act first, so that it never acts on its own:
 //! it would retry without jitter, stop after 90 s for good, and take a first packet after 15 s of silence for a peer that
-//! does not answer. It must still be asked regularly, because only then does it end its sessions.
+//! does not answer. It must still be asked, because only then does it end its sessions and look at its clock: before
+//! anything is sealed or opened, and whenever the peer is looked at.
 
 use super::queue::Queue;
 use super::session::Sessions;
@@ -159,10 +160,11 @@ impl Peer {
         if self.endpoint.is_none() {
             return Err(SealError::NoPath);
         }
+        self.freshen(transmits, random, now);
         if !self.sessions.has_current(now) {
             self.queue.push(packet)?;
             if let Asking::No = self.asking {
-                self.ask(transmits, random, now);
+                self.ask_first(transmits, random, now);
             }
             return Ok(());
         }
@@ -182,8 +184,10 @@ impl Peer {
         datagram: &[u8],
         buffer: &mut [u8],
         transmits: &mut Transmits,
+        random: &mut Random,
         now: Instant,
     ) -> Result<Option<usize>, OpenError> {
+        self.freshen(transmits, random, now);
         match message {
             Message::Data { index, .. } if !self.sessions.carries(index, now) => return Err(OpenError::Unauthentic),
             // An answer that cannot be sent would leave a session here that the peer does not have.
@@ -258,8 +262,8 @@ impl Peer {
         }
     }
 
-    /// What the time calls for. To be called at least every [`TICK`].
-    pub fn tick(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+    /// What the time calls for. True when it asked for a session.
+    pub fn tick(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) -> bool {
         match self.asking {
             Asking::Since { first, .. } if now >= first + ATTEMPT => self.give_up(random, now),
             Asking::Since { again, .. } if now >= again => self.ask(transmits, random, now),
@@ -267,7 +271,7 @@ impl Peer {
             Asking::Rests { until } if now < until => {}
             Asking::No | Asking::Rests { .. } => {
                 if self.wants_session(now) {
-                    self.ask(transmits, random, now);
+                    self.ask_first(transmits, random, now);
                 }
             }
         }
@@ -280,6 +284,36 @@ impl Peer {
             }
         }
         self.age(transmits, random, now);
+        matches!(self.asking, Asking::Since { last, .. } if last == now)
+    }
+
+    /// When [`Self::tick`] will have something to do if nothing comes before. What is past is for the next tick.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        let asks = match self.asking {
+            Asking::Since { first, again, .. } => Some(again.min(first + ATTEMPT)),
+            Asking::Rests { until } => self.session_wanted(now).map(|wanted| wanted.max(until)),
+            Asking::No => self.session_wanted(now),
+        };
+        let up = self.sessions.has_current(now);
+        let sends = [
+            self.keepalive().map(|keepalive| self.last_sent + keepalive),
+            self.unacknowledged.map(|since| since + ACKNOWLEDGE),
+            (!self.queue.is_empty()).then_some(now),
+        ];
+        let sends = sends.into_iter().flatten().filter(|_| up).min();
+        [asks, sends, self.sessions.next_end(now)].into_iter().flatten().min()
+    }
+
+    /// From when on [`Self::wants_session`], as far as that can be answered.
+    fn session_wanted(&self, now: Instant) -> Option<Instant> {
+        self.endpoint?;
+        if self.wants_session(now) {
+            return Some(now);
+        }
+        match self.sessions.has_current(now) {
+            true => self.unanswered.map(|since| since + SILENCE),
+            false => self.held_from.filter(|_| self.settings.held),
+        }
     }
 
     fn keepalive(&self) -> Option<Duration> {
@@ -298,7 +332,16 @@ impl Peer {
         is_silent || self.sessions.is_worn(self.last_sent, self.last_received, now)
     }
 
-    /// Sends an initiation. Without an address or room it is tried again at the next tick.
+    /// boringtun dates the attempt by the time it knows, and may begin it itself when it learns the time.
+    fn ask_first(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+        self.freshen(transmits, random, now);
+        match self.asking {
+            Asking::Since { .. } => {}
+            Asking::No | Asking::Rests { .. } => self.ask(transmits, random, now),
+        }
+    }
+
+    /// Sends an initiation. Without room it is tried again at the next tick, without an address when there is one.
     fn ask(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
         let Some(endpoint) = self.endpoint else { return };
         if transmits.room() < MESSAGE_BYTES_MIN {
@@ -331,6 +374,13 @@ impl Peer {
         self.held_from = Some(now + self.held_rest);
         let until = now + REST + Duration::from_millis(random.below(REST.as_millis() as u64));
         self.asking = Asking::Rests { until };
+    }
+
+    /// Lets boringtun look at its clock if it has not for a while: it dates what happens by that.
+    fn freshen(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+        if now.saturating_duration_since(self.aged) >= TICK {
+            self.age(transmits, random, now);
+        }
     }
 
     /// Lets boringtun end its sessions, except in the moments when it would do more.

@@ -83,6 +83,11 @@ impl Sessions {
         self.current(now).map(|session| session.born)
     }
 
+    /// When the next of them will carry nothing any more.
+    pub fn next_end(&self, now: Instant) -> Option<Instant> {
+        self.slots.iter().flatten().map(|session| session.born + REJECT_AFTER).filter(|end| *end > now).min()
+    }
+
     pub fn forget_current(&mut self) {
         self.current = None;
     }

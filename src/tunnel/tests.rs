@@ -686,18 +686,71 @@ fn data_that_nobody_acknowledges_asks_for_a_new_session() {
     assert_eq!(pair.at_b, [packet(2, 100)]);
 }
 
-#[test]
-fn a_thousand_peers_have_indices_of_their_own() {
-    let now = Instant::now();
+/// `count` peers from number 0 on.
+fn crowd(count: u32, held_at: Option<SocketAddr>, now: Instant) -> Side {
     let mut side = Side::new(1, at("192.0.2.1:1"), now);
-    for n in 0..1000u32 {
+    for n in 0..count {
         let mut key = [3; 32];
         key[8..12].copy_from_slice(&n.to_le_bytes());
         let public_key = PublicKey::from(&StaticSecret::from(key)).to_bytes();
-        side.tunnels.add(PeerId(n), TunnelSettings { public_key, ..settings(2, None) }, now).expect("settings");
+        let settings = TunnelSettings { public_key, held: true, ..settings(2, held_at) };
+        side.tunnels.add(PeerId(n), settings, now).expect("settings");
     }
+    side
+}
+
+#[test]
+fn a_thousand_peers_have_indices_of_their_own() {
+    let side = crowd(1000, None, Instant::now());
     assert_eq!(side.tunnels.by_index.len(), 1000);
     assert!(side.tunnels.by_index.keys().all(|index| *index < 1 << 24));
+}
+
+#[test]
+fn idle_peers_are_looked_at_a_few_at_a_time_and_each_within_half_a_minute() {
+    let mut now = Instant::now();
+    let mut side = crowd(3000, None, now);
+    side.tunnels.handle_timeout(&mut side.transmits, now);
+    assert_eq!(side.tunnels.looks, LOOKS_MAX);
+    while side.tunnels.poll_timeout().is_some_and(|at| at <= now) {
+        side.tunnels.handle_timeout(&mut side.transmits, now);
+    }
+    assert_eq!(side.tunnels.looks, 3000);
+    for _ in 0..240 {
+        let before = side.tunnels.looks;
+        now += TICK;
+        side.tunnels.handle_timeout(&mut side.transmits, now);
+        assert!(side.tunnels.looks - before <= 150, "{}", side.tunnels.looks - before);
+    }
+    // Two to four times in a minute.
+    assert!((9000..15_000).contains(&side.tunnels.looks), "{}", side.tunnels.looks);
+    assert!(side.sent().is_empty());
+}
+
+#[test]
+fn a_packet_of_one_peer_makes_no_work_for_the_others() {
+    let mut now = Instant::now();
+    let mut side = crowd(500, None, now);
+    side.tunnels.handle_timeout(&mut side.transmits, now);
+    now += TICK;
+    side.tunnels.set_endpoint(PEER, at("192.0.2.2:2"));
+    side.seal(&packet(1, 100), now).expect("queued");
+    let before = side.tunnels.looks;
+    side.tunnels.handle_timeout(&mut side.transmits, now + TICK);
+    assert_eq!(side.tunnels.looks - before, 1);
+}
+
+#[test]
+fn many_held_peers_are_asked_a_few_in_a_call_and_all_without_delay() {
+    let now = Instant::now();
+    let mut side = crowd(200, Some(at("192.0.2.2:2")), now);
+    let mut calls = 0;
+    while side.tunnels.poll_timeout().is_some_and(|at| at <= now) {
+        side.tunnels.handle_timeout(&mut side.transmits, now);
+        calls += 1;
+        assert!((1..=ASKED_MAX).contains(&side.sent().len()));
+    }
+    assert_eq!(calls, 200usize.div_ceil(ASKED_MAX));
 }
 
 proptest! {
