@@ -149,9 +149,12 @@ impl Fragments {
         }
     }
 
-    /// Forgets what waited too long.
+    /// Forgets what waited too long, and doors by which nothing came lately: their peer may be gone for good.
     pub fn expire(&mut self, now: Instant) {
-        self.doors.values_mut().for_each(|share| share.make_room(now));
+        self.doors.retain(|_, share| {
+            share.make_room(now);
+            !share.order.is_empty() || share.dropped > 0
+        });
     }
 
     /// When the oldest that is under way has waited too long.
@@ -328,6 +331,8 @@ mod tests {
         fragments.expire(now + WAIT);
         assert_eq!((fragments.take_dropped(), fragments.take_dropped()), (3, 0));
         assert_eq!(fragments.poll_timeout(), None);
+        fragments.expire(now + WAIT);
+        assert!(fragments.doors.is_empty());
     }
 
     #[test]
