@@ -497,3 +497,19 @@ fn the_number_of_a_peer_is_never_anothers() {
     assert_eq!((before.len(), after.len()), (1, 1));
     assert_ne!(before, after);
 }
+
+#[test]
+fn a_peer_does_not_learn_what_services_there_are_for_others() {
+    let mut world = world();
+    let mut cloud = cloud_settings();
+    cloud.exposures.push(exposure("payroll", "10.0.0.7", &["tcp/443"], &["site:plant"]));
+    let now = world.now;
+    let gateway = world.gateway("cloud");
+    gateway.node.configure(cloud, now).expect("settings");
+    let factory = gateway.peers.values().next().copied().expect("peer");
+    let explain =
+        |service: &str| gateway.node.explain_inbound(factory, &name(service), None, vp::addr::Protocol::Tcp, 80);
+    assert_eq!(explain("web"), Ok("site:factory".to_owned()));
+    assert_eq!(explain("secret"), Err(Reason::UnknownCaller));
+    assert_eq!((explain("payroll"), explain("nothing")), (Err(Reason::NotExposed), Err(Reason::NotExposed)));
+}

@@ -360,6 +360,8 @@ mod tests {
         fragments.expire(now + WAIT);
         assert_eq!((fragments.take_dropped(), fragments.take_dropped()), (3, 0));
         assert_eq!(fragments.poll_timeout(), None);
+        fragments.expire(now + WAIT);
+        assert!(fragments.doors.is_empty());
     }
 
     #[test]

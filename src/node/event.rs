@@ -76,7 +76,7 @@ pub enum FlowEnd {
     Revoked,
     /// Made room for another.
     Evicted,
-    /// Its peer or the gateway went away.
+    /// Its peer, or an address that it had, was taken out of the configuration.
     Ended,
 }
 

@@ -63,7 +63,8 @@ impl Node {
         Explanation { verdict: "allowed".to_owned(), reason: None, steps }
     }
 
-    /// What this gateway would say to a caller of the peer: the rule that allows it, or the reason that does not.
+    /// What this gateway would say to a caller of the peer: the rule that allows it, or the reason that does not. A peer
+    /// learns nothing of services that are not for it, not even that they exist.
     pub fn explain_inbound(
         &self,
         peer: PeerId,
@@ -72,7 +73,9 @@ impl Node {
         protocol: Protocol,
         port: u16,
     ) -> Result<String, Reason> {
-        let (_, exposed) = self.exposed.by_name(service).ok_or(Reason::NotExposed)?;
+        let identity = &self.peer(peer).ok_or(Reason::NotExposed)?.settings.identity;
+        let of_peer = self.exposed.by_name(service).filter(|(_, exposed)| exposed.is_for(identity));
+        let (_, exposed) = of_peer.ok_or(Reason::NotExposed)?;
         let family = Family::BOTH.into_iter().find(|family| exposed.has(*family)).ok_or(Reason::NotExposed)?;
         let tuple = FiveTuple {
             source: wire::caller(family, caller.unwrap_or(wire::LAST)),

@@ -1,6 +1,6 @@
 //! After a restart the flow table is empty, but connections go on. Those whose caller speaks next are admitted as
-//! ever. Those whose service does are taken up here: only TCP in mid-stream, only between ends that had their leases
-//! before the start, only for a while, and only if the flow would be allowed had its caller opened it.
+//! ever. Those whose service does are taken up here: only TCP in mid-stream, only between ends that have leases, only for
+//! a while after a start that found leases from before, and only if the flow would be allowed had its caller opened it.
 
 use super::{Node, RESUME, Reason, Refused};
 use crate::addr::{Family, Holder, PeerId, Protocol, ServiceName, wire};
