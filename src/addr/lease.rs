@@ -3,7 +3,7 @@
 use super::{Family, Name, Pool, ServiceName, from_bits, to_bits, wire};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -72,6 +72,8 @@ pub struct Leases {
     held: BTreeMap<Holder, IpNet>,
     taken: Space,
     callers: BTreeMap<(Name, Family), usize>,
+    /// Services that have a presence, by their site.
+    services: BTreeMap<Name, BTreeSet<(Name, Family)>>,
     given_up: BTreeMap<Holder, (IpNet, Instant)>,
     resting: Space,
     /// When the first of them has rested; every rest is as long, so later ones end later.
@@ -151,6 +153,16 @@ impl Leases {
         self.callers.get(&(site.clone(), family)).copied().unwrap_or(0)
     }
 
+    /// The services of the site that have a presence.
+    pub fn services_of(&self, site: &Name) -> impl Iterator<Item = &(Name, Family)> {
+        self.services.get(site).into_iter().flatten()
+    }
+
+    /// The sites with services that have a presence.
+    pub fn service_sites(&self) -> impl Iterator<Item = &Name> {
+        self.services.keys()
+    }
+
     /// What was given up and nobody else may have yet.
     pub fn resting(&self) -> impl Iterator<Item = (&Holder, IpNet)> {
         self.given_up.iter().map(|(holder, (block, _))| (holder, *block))
@@ -158,6 +170,10 @@ impl Leases {
 
     pub fn iter(&self) -> impl Iterator<Item = Grant> + '_ {
         self.held.iter().map(|(holder, block)| Grant { holder: holder.clone(), block: *block })
+    }
+
+    pub fn blocks(&self) -> impl Iterator<Item = (&Holder, &IpNet)> {
+        self.held.iter()
     }
 
     /// The block that `holder` has, or a new one of `host_bits` free host bits: `wanted`, the one it had before, or
@@ -267,6 +283,14 @@ impl Leases {
             let count = self.callers.entry((site.clone(), *family)).or_default();
             *count = count.saturating_sub(1);
         }
+        if let Holder::ServicePresence { service, family } = holder
+            && let Some(services) = self.services.get_mut(&service.site)
+        {
+            services.remove(&(service.service.clone(), *family));
+            if services.is_empty() {
+                self.services.remove(&service.site);
+            }
+        }
     }
 
     fn insert(&mut self, grant: Grant) {
@@ -275,6 +299,10 @@ impl Leases {
         }
         if let Holder::CallerPresence { site, family, .. } = &grant.holder {
             *self.callers.entry((site.clone(), *family)).or_default() += 1;
+        }
+        if let Holder::ServicePresence { service, family } = &grant.holder {
+            let services = self.services.entry(service.site.clone()).or_default();
+            services.insert((service.service.clone(), *family));
         }
         let held = Held { last: last(&grant.block), holder: grant.holder.clone() };
         self.taken.insert(first(&grant.block), held);

@@ -41,6 +41,12 @@ impl Callers {
         number
     }
 
+    /// Its number if it has one.
+    #[must_use]
+    pub fn known(&self, holder: &Holder) -> Option<u32> {
+        self.by_holder.get(holder).copied()
+    }
+
     #[must_use]
     pub fn get(&self, number: u32) -> Option<&Caller> {
         self.callers.get(number as usize)?.as_ref()

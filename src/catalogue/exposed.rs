@@ -69,6 +69,21 @@ impl Exposed {
             .filter_map(|family| IpNet::new(wire::service(family, self.index), family.bits() - self.host_bits).ok())
     }
 
+    /// As peers are told of it.
+    #[must_use]
+    pub fn offered(&self) -> OfferedService {
+        OfferedService {
+            name: self.exposure.name.clone(),
+            index: self.index,
+            host_bits: self.host_bits,
+            ipv4: self.has(Family::V4),
+            ipv6: self.has(Family::V6),
+            ports: self.exposure.ports.clone(),
+            labels: BTreeMap::new(),
+            healthy: true,
+        }
+    }
+
     /// Whether anyone of the peer's site may use it.
     #[must_use]
     pub fn is_for(&self, peer: &Identity) -> bool {
@@ -154,17 +169,7 @@ impl ExposedServices {
     /// What `peer` may use.
     #[must_use]
     pub fn offer(&self, peer: &Identity, callers: Vec<NamedCaller>) -> Offer {
-        let offered = |service: &Exposed| OfferedService {
-            name: service.exposure.name.clone(),
-            index: service.index,
-            host_bits: service.host_bits,
-            ipv4: service.has(Family::V4),
-            ipv6: service.has(Family::V6),
-            ports: service.exposure.ports.clone(),
-            labels: BTreeMap::new(),
-            healthy: true,
-        };
-        let services = self.iter().filter(|(_, s)| s.is_for(peer)).map(|(_, s)| offered(s)).collect();
+        let services = self.iter().filter(|(_, s)| s.is_for(peer)).map(|(_, s)| s.offered()).collect();
         Offer { services, callers }
     }
 }

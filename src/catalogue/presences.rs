@@ -7,8 +7,10 @@ use crate::addr::{
     from_bits, to_bits,
 };
 use ipnet::IpNet;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// All services of one site, mapped together, may take one part in so many of the pool: that site alone decides how many
@@ -23,7 +25,7 @@ const SHARE_MAX: usize = 1 << 16;
 pub struct Presence {
     pub service: ServiceName,
     pub block: IpNet,
-    pub mapping: Mapping,
+    pub mapping: Arc<Mapping>,
     pub flows: u32,
 }
 
@@ -40,9 +42,14 @@ pub struct Presences {
     presences: BTreeMap<u32, Presence>,
     /// Numbers are not used again: an old flow's number must never mean another presence.
     last_number: u32,
-    by_service: BTreeMap<(ServiceName, Family), u32>,
+    /// By site, and then by service: what one site offers is its own matter.
+    by_service: BTreeMap<Name, BTreeMap<(Name, Family), u32>>,
     by_address: BTreeMap<(Family, u128), u32>,
+    /// By site; those of one service before those of all.
+    mappings: BTreeMap<Name, Vec<Arc<Mapping>>>,
     refused: Vec<(ServiceName, LeaseError)>,
+    /// Those of them that were to have an address of the operator's choice.
+    fixed_refused: BTreeMap<ServiceName, (IpAddr, LeaseError)>,
 }
 
 /// What changed in leases.
@@ -131,10 +138,41 @@ impl Presence {
 }
 
 impl Presences {
-    /// Makes it so: every mapping, for every service that it names and that is offered, was offered, or may be.
+    /// What the operator maps, whole. The sites for which it changed: they are to be [`Self::set`].
+    pub fn configure(&mut self, mappings: &[Mapping]) -> BTreeSet<Name> {
+        let mut by_site: BTreeMap<&Name, Vec<&Mapping>> = BTreeMap::new();
+        for mapping in mappings {
+            by_site.entry(mapping.service.site()).or_default().push(mapping);
+        }
+        let gone = self.mappings.keys().filter(|site| !by_site.contains_key(site));
+        let mut changed: BTreeSet<Name> = gone.cloned().collect();
+        self.mappings.retain(|site, _| by_site.contains_key(site));
+        for (site, mut wanted) in by_site {
+            wanted.sort_by_key(|mapping| matches!(mapping.service, ServicePattern::AllOf(_)));
+            let known = self.mappings.get(site);
+            if known.is_none_or(|known| !known.iter().map(|mapping| &**mapping).eq(wanted.iter().copied())) {
+                self.mappings.insert(site.clone(), wanted.into_iter().cloned().map(Arc::new).collect());
+                changed.insert(site.clone());
+            }
+        }
+        changed
+    }
+
+    /// The sites of which something is mapped.
+    pub fn sites(&self) -> impl Iterator<Item = Name> + '_ {
+        self.mappings.keys().cloned()
+    }
+
+    /// The sites of which something is mapped that got no address.
+    pub fn sites_refused(&self) -> BTreeSet<Name> {
+        self.refused.iter().map(|(service, _)| service.site.clone()).collect()
+    }
+
+    /// Makes it so for these sites: every mapping, for every service that it names and that is offered, was offered, or
+    /// may be.
     pub fn set(
         &mut self,
-        mappings: &[Mapping],
+        sites: &BTreeSet<Name>,
         peers: &BTreeMap<Name, (PeerId, PeerOffer)>,
         pool: &Pool,
         leases: &mut Leases,
@@ -142,18 +180,26 @@ impl Presences {
     ) -> LeaseChanges {
         let mut changes = LeaseChanges::default();
         leases.wake(now);
-        let mut wanted = wanted(mappings, peers, pool, leases);
-        let mut shares = shares(&mut wanted, pool, leases);
-        let gone: Vec<_> = self.by_service.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in gone {
-            self.remove(&key);
+        let mut wanted = BTreeMap::new();
+        for site in sites {
+            want(site, self.mappings.get(site).map_or(&[], Vec::as_slice), peers, pool, leases, &mut wanted);
         }
-        let stale: Vec<Holder> = leases
-            .iter()
-            .map(|grant| grant.holder)
-            .filter(|h| matches!(h, Holder::ServicePresence { service, family } if !wanted.contains_key(&(service.clone(), *family))))
-            .collect();
-        changes.released.extend(stale.iter().filter_map(|holder| leases.release(holder, now)));
+        let mut shares = shares(&mut wanted, pool, leases);
+        let is_wanted = |site: &Name, (service, family): &(Name, Family)| {
+            wanted.contains_key(&(ServiceName { service: service.clone(), site: site.clone() }, *family))
+        };
+        for site in sites {
+            let name = |(service, family): &(Name, Family)| {
+                (ServiceName { service: service.clone(), site: site.clone() }, *family)
+            };
+            let placed = self.by_service.get(site).into_iter().flat_map(BTreeMap::keys);
+            let gone: Vec<_> = placed.filter(|key| !is_wanted(site, key)).map(name).collect();
+            gone.iter().for_each(|key| self.remove(key));
+            let stale: Vec<_> = leases.services_of(site).filter(|key| !is_wanted(site, key)).map(name).collect();
+            changes.released.extend(stale.iter().filter_map(|key| leases.release(&holder(key), now)));
+        }
+        self.refused.retain(|(service, _)| !sites.contains(&service.site));
+        self.fixed_refused.retain(|service, _| !sites.contains(&service.site));
         // Who is to have another fixed address makes room first: two may change places.
         let moves = |(key, want): (&(ServiceName, Family), &Wanted)| {
             let holder = holder(key);
@@ -165,7 +211,6 @@ impl Presences {
         // Fixed addresses first, so that no leased one is in their way; new names do not take what old ones have.
         let mut in_order: Vec<_> = wanted.into_iter().collect();
         in_order.sort_by_cached_key(|(key, want)| (want.fixed.is_none(), leases.block(&holder(key)).is_none()));
-        self.refused.clear();
         for (key, want) in in_order {
             let is_new = want.of_all && !want.has_lease(leases, &holder(&key));
             let share = shares.get_mut(&(key.0.site.clone(), key.1)).filter(|_| is_new);
@@ -178,37 +223,54 @@ impl Presences {
             };
             match granted {
                 Ok((grant, is_new)) => {
-                    self.place(key, &grant, want.mapping);
+                    self.place(key, &grant, &want.mapping);
                     if is_new {
                         changes.granted.push(grant);
                     }
                 }
                 Err(error) => {
                     self.remove(&key);
+                    if let Some(address) = want.mapping.address {
+                        self.fixed_refused.insert(key.0.clone(), (address, error.clone()));
+                    }
                     self.refused.push((key.0, error));
                 }
             }
         }
-        let place =
-            |(number, p): (&u32, &Presence)| ((Family::of(p.block.addr()), to_bits(p.block.network())), *number);
-        self.by_address = self.presences.iter().map(place).collect();
         changes
     }
 
-    fn place(&mut self, key: (ServiceName, Family), grant: &Grant, mapping: &Mapping) {
-        let service = key.0.clone();
-        let number = *self.by_service.entry(key).or_insert_with(|| {
+    fn place(&mut self, key: (ServiceName, Family), grant: &Grant, mapping: &Arc<Mapping>) {
+        let (service, family) = key;
+        let of_site = self.by_service.entry(service.site.clone()).or_default();
+        let number = *of_site.entry((service.service.clone(), family)).or_insert_with(|| {
             self.last_number += 1;
             self.last_number
         });
+        self.leave(number);
         let flows = self.get(number).map_or(0, |presence| presence.flows);
-        let presence = Presence { service, block: grant.block, mapping: mapping.clone(), flows };
+        let presence = Presence { service, block: grant.block, mapping: Arc::clone(mapping), flows };
         self.presences.insert(number, presence);
+        self.by_address.insert(place(&grant.block), number);
     }
 
-    fn remove(&mut self, key: &(ServiceName, Family)) {
-        if let Some(number) = self.by_service.remove(key) {
-            self.presences.remove(&number);
+    fn remove(&mut self, (service, family): &(ServiceName, Family)) {
+        let Some(of_site) = self.by_service.get_mut(&service.site) else { return };
+        let Some(number) = of_site.remove(&(service.service.clone(), *family)) else { return };
+        if of_site.is_empty() {
+            self.by_service.remove(&service.site);
+        }
+        self.leave(number);
+        self.presences.remove(&number);
+    }
+
+    /// Its address may be another's already.
+    fn leave(&mut self, number: u32) {
+        let Some(presence) = self.presences.get(&number) else { return };
+        if let Entry::Occupied(entry) = self.by_address.entry(place(&presence.block))
+            && *entry.get() == number
+        {
+            entry.remove();
         }
     }
 
@@ -216,6 +278,17 @@ impl Presences {
     #[must_use]
     pub fn refused(&self) -> &[(ServiceName, LeaseError)] {
         &self.refused
+    }
+
+    /// One of them that was to have a certain address, by a mapping that is not among the `known`.
+    #[must_use]
+    pub fn fixed_refused(&self, known: &[Mapping]) -> Option<(&ServiceName, IpAddr, &LeaseError)> {
+        let is_known = |service: &ServiceName, address: IpAddr| {
+            known.iter().any(|mapping| mapping.address == Some(address) && mapping.service.matches(service))
+        };
+        let mut refused = self.fixed_refused.iter().filter(|(service, (address, _))| !is_known(service, *address));
+        let (service, (address, error)) = refused.next()?;
+        Some((service, *address, error))
     }
 
     #[must_use]
@@ -237,21 +310,28 @@ impl Presences {
 
     #[must_use]
     pub fn by_service(&self, service: &ServiceName, family: Family) -> Option<(u32, &Presence)> {
-        let number = *self.by_service.get(&(service.clone(), family))?;
+        let number = *self.by_service.get(&service.site)?.get(&(service.service.clone(), family))?;
         Some((number, self.get(number)?))
     }
 
+    /// In order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Presence> {
-        self.by_service.values().filter_map(|number| self.get(*number))
+        let mut numbers: Vec<u32> = self.by_service.values().flat_map(BTreeMap::values).copied().collect();
+        numbers.sort_by_key(|number| self.get(*number).map(|p| (&p.service, Family::of(p.block.addr()))));
+        numbers.into_iter().filter_map(|number| self.get(number))
     }
+}
+
+fn place(block: &IpNet) -> (Family, u128) {
+    (Family::of(block.addr()), to_bits(block.network()))
 }
 
 fn holder((service, family): &(ServiceName, Family)) -> Holder {
     Holder::ServicePresence { service: service.clone(), family: *family }
 }
 
-struct Wanted<'a> {
-    mapping: &'a Mapping,
+struct Wanted {
+    mapping: Arc<Mapping>,
     host_bits: u8,
     fixed: Option<IpNet>,
     /// By a mapping of all services of its site.
@@ -259,7 +339,7 @@ struct Wanted<'a> {
     offered: bool,
 }
 
-impl Wanted<'_> {
+impl Wanted {
     fn addresses(&self) -> u128 {
         1 << self.host_bits
     }
@@ -282,45 +362,43 @@ fn shares(
         let (kept, new) = needs.entry((key.0.site.clone(), key.1)).or_default();
         *if want.has_lease(leases, &holder(key)) { kept } else { new } += want.addresses();
     }
-    let mut shares = BTreeMap::new();
-    for ((site, family), (kept, new)) in needs {
-        let rests = |(holder, block): (&Holder, IpNet)| match holder {
-            Holder::ServicePresence { service, family: of } if service.site == site && *of == family => {
-                let is_wanted = wanted.contains_key(&(service.clone(), family));
-                (!is_wanted).then_some(1 << (block.max_prefix_len() - block.prefix_len()))
-            }
-            _ => None,
-        };
-        let resting: u128 = leases.resting().filter_map(rests).sum();
-        let most = (pool.size(family) / POOL_SHARE).min(SHARE_MAX);
-        let left = (most as u128).saturating_sub(resting + kept);
-        if new > left {
-            wanted.retain(|(service, of), want| !want.of_all || want.offered || service.site != site || *of != family);
+    let mut rests: BTreeMap<(Name, Family), u128> = BTreeMap::new();
+    for (holder, block) in leases.resting() {
+        let Holder::ServicePresence { service, family } = holder else { continue };
+        let key = (service.site.clone(), *family);
+        if needs.contains_key(&key) && !wanted.contains_key(&(service.clone(), *family)) {
+            *rests.entry(key).or_default() += 1 << (block.max_prefix_len() - block.prefix_len());
         }
-        shares.insert((site, family), left);
     }
-    shares
+    let left = |key: &(Name, Family), kept: u128| {
+        let resting = rests.get(key).copied().unwrap_or(0);
+        let most = (pool.size(key.1) / POOL_SHARE).min(SHARE_MAX);
+        (most as u128).saturating_sub(resting + kept)
+    };
+    let scarce = |key: &(Name, Family)| needs.get(key).is_some_and(|(kept, new)| *new > left(key, *kept));
+    wanted.retain(|(service, family), want| !want.of_all || want.offered || !scarce(&(service.site.clone(), *family)));
+    needs.iter().map(|(key, (kept, _))| (key.clone(), left(key, *kept))).collect()
 }
 
-/// Every presence there should be. The mapping of one service wins over one of all services of its site.
-fn wanted<'a>(
-    mappings: &'a [Mapping],
+/// Every presence of the site there should be. The mapping of one service wins over one of all services of its site.
+fn want(
+    site: &Name,
+    mappings: &[Arc<Mapping>],
     peers: &BTreeMap<Name, (PeerId, PeerOffer)>,
     pool: &Pool,
     leases: &Leases,
-) -> BTreeMap<(ServiceName, Family), Wanted<'a>> {
-    let mut wanted = BTreeMap::new();
+    wanted: &mut BTreeMap<(ServiceName, Family), Wanted>,
+) {
     let in_pool = |family: Family| pool.prefixes().iter().any(|p| Family::of(p.addr()) == family);
-    let mut in_order: Vec<&Mapping> = mappings.iter().collect();
-    in_order.sort_by_key(|mapping| matches!(mapping.service, ServicePattern::AllOf(_)));
-    for mapping in in_order {
-        for service in services_of(mapping, peers, leases) {
+    let offer = peers.get(site).map(|(_, offer)| offer);
+    for mapping in mappings {
+        for service in services_of(mapping, offer, leases) {
             if wanted.contains_key(&(service.clone(), Family::V4))
                 || wanted.contains_key(&(service.clone(), Family::V6))
             {
                 continue;
             }
-            let offered = peers.get(&service.site).and_then(|(_, offer)| offer.by_name(&service.service));
+            let offered = offer.and_then(|offer| offer.by_name(&service.service));
             for family in families(&service, mapping, offered, leases, in_pool) {
                 let held = leases.block(&Holder::ServicePresence { service: service.clone(), family });
                 let held_bits = held.map_or(0, |block| block.max_prefix_len() - block.prefix_len());
@@ -330,29 +408,21 @@ fn wanted<'a>(
                     .filter(|address| Family::of(*address) == family)
                     .and_then(|address| IpNet::new(address, family.bits() - host_bits).ok());
                 let of_all = matches!(mapping.service, ServicePattern::AllOf(_));
-                let offered = offered.is_some();
+                let (mapping, offered) = (Arc::clone(mapping), offered.is_some());
                 wanted.insert((service.clone(), family), Wanted { mapping, host_bits, fixed, of_all, offered });
             }
         }
     }
-    wanted
 }
 
-fn services_of(
-    mapping: &Mapping,
-    peers: &BTreeMap<Name, (PeerId, PeerOffer)>,
-    leases: &Leases,
-) -> BTreeSet<ServiceName> {
+fn services_of(mapping: &Mapping, offer: Option<&PeerOffer>, leases: &Leases) -> BTreeSet<ServiceName> {
     match &mapping.service {
         ServicePattern::One(service) => BTreeSet::from([service.clone()]),
         ServicePattern::AllOf(site) => {
-            let offered = peers.get(site).into_iter().flat_map(|(_, offer)| offer.services());
-            let offered = offered.map(|s| ServiceName { service: s.name.clone(), site: site.clone() });
-            let known = leases.iter().filter_map(|grant| match grant.holder {
-                Holder::ServicePresence { service, .. } if service.site == *site => Some(service),
-                _ => None,
-            });
-            offered.chain(known).collect()
+            let offered = offer.into_iter().flat_map(PeerOffer::services).map(|service| &service.name);
+            let known = leases.services_of(site).map(|(service, _)| service);
+            let name = |service: &Name| ServiceName { service: service.clone(), site: site.clone() };
+            offered.chain(known).map(name).collect()
         }
     }
 }
@@ -424,7 +494,9 @@ mod tests {
             let offer = Offer { services: (2..).zip(names).map(service).collect(), callers: Vec::new() };
             let cloud = Name::new("cloud").expect("name");
             let offers = BTreeMap::from([(cloud, (PeerId(0), PeerOffer::new(offer)))]);
-            self.presences.set(&self.mappings, &offers, &self.pool, &mut self.leases, self.now)
+            let sites = ["cloud", "plant"].map(|site| Name::new(site).expect("name"));
+            self.presences.configure(&self.mappings);
+            self.presences.set(&BTreeSet::from(sites), &offers, &self.pool, &mut self.leases, self.now)
         }
 
         fn named(&self, text: &str) -> Option<IpNet> {

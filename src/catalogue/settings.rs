@@ -95,6 +95,14 @@ impl fmt::Display for ServicePattern {
 
 impl ServicePattern {
     #[must_use]
+    pub fn site(&self) -> &Name {
+        match self {
+            Self::One(service) => &service.site,
+            Self::AllOf(site) => site,
+        }
+    }
+
+    #[must_use]
     pub fn matches(&self, service: &ServiceName) -> bool {
         match self {
             Self::One(one) => one == service,

@@ -86,7 +86,11 @@ impl Node {
             return refuse(Reason::PortNotExposed);
         };
         let Some((peer, offer)) = self.offers.get(&presence.service.site) else {
-            return refuse(if self.is_peer(&presence.service.site) { Reason::NoPath } else { Reason::NotOffered });
+            return refuse(if self.peers.by_site(&presence.service.site).is_some() {
+                Reason::NoPath
+            } else {
+                Reason::NotOffered
+            });
         };
         let Some(service) = offer.by_name(&presence.service.service) else { return refuse(Reason::NotOffered) };
         if !service.ports.iter().any(|range| range.contains(protocol, port)) {
@@ -217,7 +221,7 @@ impl Node {
             return Err(Refused::because(Reason::FlowLimit).of(new.peer));
         };
         self.flows_opened += 1;
-        if let Some(Some(peer)) = self.peers.get_mut(new.peer.0 as usize) {
+        if let Some(peer) = self.peers.get_mut(new.peer) {
             peer.flows += 1;
         }
         if let Some(caller) = self.callers.get_mut(new.owner.caller) {
@@ -322,10 +326,6 @@ impl Node {
         let (_, index) = wire::parse(wire)?;
         let site = self.peer(peer)?.settings.identity.site.clone();
         Some(Holder::CallerPresence { site, index, family: Family::of(wire) })
-    }
-
-    fn is_peer(&self, site: &Name) -> bool {
-        self.peers.iter().flatten().any(|peer| peer.settings.identity.site == *site)
     }
 
     /// A host of this site's own networks, or the gateway itself by its presence.

@@ -1,17 +1,15 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
-use super::{
-    Event, FlowEnd, Node, OfferError, Output, Peer, REJECTS_PER_SECOND, Rates, Settings, SettingsError, Sweep,
-};
-use crate::addr::{Family, Grant, Holder, Leases, PeerId};
-use crate::catalogue::{
-    Callers, ExposedServices, Exposure, LeaseChanges, Mapping, NamedCaller, Offer, PeerOffer, Presences,
-};
-use crate::flow::Table;
+use super::{Event, FlowEnd, Node, OfferError, Output, Peer, PeerSettings, Peers, REJECTS_PER_SECOND, Rates};
+use super::{Settings, SettingsError, Sweep};
+use crate::addr::{Family, Grant, Holder, Leases, Name, PeerId};
+use crate::catalogue::{Callers, ExposedServices, Exposure, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
+use crate::flow::{Flow, Table};
 use crate::policy::Bucket;
 use crate::tunnel::{TunnelSettings, Tunnels};
-use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use x25519_dalek::StaticSecret;
 
@@ -37,7 +35,7 @@ impl Node {
             exposed: ExposedServices::default(),
             presences: Presences::default(),
             callers: Callers::default(),
-            peers: Vec::new(),
+            peers: Peers::default(),
             offers: BTreeMap::new(),
             clients: BTreeMap::new(),
             rates: BTreeMap::new(),
@@ -46,6 +44,8 @@ impl Node {
             started: now,
             resumes,
             rejects: Bucket::new(REJECTS_PER_SECOND, REJECTS_PER_SECOND, now),
+            pool: None,
+            unmapped: BTreeSet::new(),
             map_next: None,
             reclaim_next: BTreeMap::new(),
             drops: super::Drops::default(),
@@ -65,7 +65,7 @@ impl Node {
     /// Replaces what the operator wants. Flows that are still allowed go on. When it fails, nothing changed that
     /// packets can see.
     pub fn configure(&mut self, settings: Settings, now: Instant) -> Result<(), SettingsError> {
-        let before = self.all_offers();
+        let before = self.offered();
         let previous = std::mem::replace(&mut self.settings, settings);
         if let Err(error) = self.apply(&previous.mappings, now) {
             let known = previous.mappings.clone();
@@ -75,7 +75,8 @@ impl Node {
             return Err(error);
         }
         self.table.set_capacity(self.settings.flows_max);
-        self.tell_changed_offers(&before);
+        let changed = self.offered().changed_since(&before);
+        self.events.extend(changed.into_iter().map(Event::OfferChanged));
         self.judge_flows_again();
         Ok(())
     }
@@ -84,45 +85,42 @@ impl Node {
     /// wrong with a change when it has no address, for that may be its peer's doing.
     fn apply(&mut self, known: &[Mapping], now: Instant) -> Result<(), SettingsError> {
         self.apply_leases(now)?;
+        let mut sites = self.presences.configure(&self.settings.mappings);
+        if self.pool.as_ref() != Some(&self.settings.pool) {
+            sites.extend(self.presences.sites());
+            sites.extend(self.leases.service_sites().cloned());
+            self.pool = Some(self.settings.pool.clone());
+        }
+        sites.extend(self.presences.sites_refused());
+        self.unmapped.append(&mut sites);
         self.apply_mappings(now);
-        for (service, error) in self.presences.refused() {
-            let mappings = self.settings.mappings.iter().filter(|mapping| !known.contains(mapping));
-            let fixed = mappings.filter(|mapping| mapping.service.matches(service)).find_map(|mapping| mapping.address);
-            if let Some(address) = fixed {
-                let (service, error) = (service.clone(), error.clone());
-                return Err(SettingsError::Mapping { service, address, error });
-            }
+        if let Some((service, address, error)) = self.presences.fixed_refused(known) {
+            let (service, error) = (service.clone(), error.clone());
+            return Err(SettingsError::Mapping { service, address, error });
         }
-        let offers = self.offers.len();
-        self.apply_peers(now)?;
-        if self.offers.len() < offers {
-            self.apply_mappings(now);
-        }
-        Ok(())
+        let peers = std::mem::take(&mut self.settings.peers);
+        let applied = self.apply_peers(&peers, now);
+        self.settings.peers = peers;
+        // Offers may have gone with their peers.
+        self.apply_mappings(now);
+        applied
     }
 
-    fn apply_peers(&mut self, now: Instant) -> Result<(), SettingsError> {
-        let wanted = self.settings.peers.clone();
-        for number in 0..self.peers.len() {
-            let Some(peer) = self.peers[number].as_ref() else { continue };
-            if !wanted.iter().any(|w| w.public_key == peer.settings.public_key) {
-                self.remove_peer(PeerId(number as u32), now);
-            }
-        }
+    fn apply_peers(&mut self, wanted: &[PeerSettings], now: Instant) -> Result<(), SettingsError> {
+        let keys: BTreeSet<&[u8; 32]> = wanted.iter().map(|peer| &peer.public_key).collect();
+        let gone = self.peers.iter().filter(|(_, peer)| !keys.contains(&peer.settings.public_key));
+        let gone: BTreeSet<PeerId> = gone.map(|(id, _)| id).collect();
+        let flows = gone.iter().filter_map(|peer| self.peer(*peer)).map(|peer| peer.flows as usize).sum();
+        self.end_flows(flows, |flow| gone.contains(&flow.peer), now);
+        gone.into_iter().for_each(|peer| self.remove_peer(peer));
         for settings in wanted {
-            let same_key =
-                |peer: &Option<Peer>| peer.as_ref().is_some_and(|peer| peer.settings.public_key == settings.public_key);
-            // Numbers are not used again: what an earlier peer said on its way out must never count as another's.
-            let number = self.peers.iter().position(same_key).unwrap_or_else(|| {
-                self.peers.push(None);
-                self.peers.len() - 1
-            });
-            let flows = match &self.peers[number] {
-                Some(peer) if peer.settings == settings => continue,
-                Some(peer) => peer.flows,
-                None => 0,
-            };
-            let peer = PeerId(number as u32);
+            let peer = self.peers.by_key(&settings.public_key).unwrap_or_else(|| self.peers.next());
+            let known = self.peer(peer);
+            if known.is_some_and(|known| known.settings == *settings) {
+                continue;
+            }
+            let (flows, site) = known.map_or((0, None), |known| (known.flows, Some(&known.settings.identity.site)));
+            let moved = site.filter(|site| **site != settings.identity.site).cloned();
             let tunnel = TunnelSettings {
                 public_key: settings.public_key,
                 preshared_key: settings.preshared_key,
@@ -135,19 +133,26 @@ impl Node {
                 SettingsError::Tunnel(settings.identity.site.clone(), error.to_string())
             };
             self.tunnels.add(peer, tunnel, now).map_err(refused)?;
-            self.offers.retain(|site, (of, _)| *of != peer || *site == settings.identity.site);
-            self.peers[number] = Some(Peer { settings, flows });
+            moved.into_iter().for_each(|site| self.forget_offer(peer, site));
+            self.peers.put(peer, Peer { settings: settings.clone(), flows });
         }
         Ok(())
     }
 
-    fn remove_peer(&mut self, peer: PeerId, now: Instant) {
-        let flows: Vec<_> = self.table.iter().filter(|(_, flow)| flow.peer == peer).map(|(id, _)| id).collect();
-        flows.into_iter().for_each(|id| self.end_flow(id, FlowEnd::Ended, now));
+    /// Its flows have ended.
+    fn remove_peer(&mut self, peer: PeerId) {
         self.tunnels.remove(peer);
-        self.offers.retain(|_, (of, _)| *of != peer);
-        self.peers[peer.0 as usize] = None;
+        if let Some(gone) = self.peers.remove(peer) {
+            self.forget_offer(peer, gone.settings.identity.site);
+        }
         self.events.push_back(Event::PeerDown(peer));
+    }
+
+    fn forget_offer(&mut self, peer: PeerId, site: Name) {
+        if self.offers.get(&site).is_some_and(|(of, _)| *of == peer) {
+            self.offers.remove(&site);
+            self.unmapped.insert(site);
+        }
     }
 
     /// The gateway's own presences, the services' wire indices, and those of named clients.
@@ -155,9 +160,12 @@ impl Node {
         self.leases.look_again();
         let pool = &self.settings.pool;
         // The pool may have become another: what lies outside it is given up.
-        let outside: Vec<Holder> = self.leases.iter().filter(|g| is_outside(g, pool)).map(|g| g.holder).collect();
+        let outside = self.leases.blocks().filter(|(holder, block)| is_outside(holder, block, pool));
+        let outside: Vec<Holder> = outside.map(|(holder, _)| holder.clone()).collect();
+        let numbers: BTreeSet<u32> = outside.iter().filter_map(|holder| self.callers.known(holder)).collect();
+        let flows = outside.iter().map(|holder| self.callers.flows(holder) as usize).sum();
+        self.end_flows(flows, |flow| numbers.contains(&flow.owner.caller), now);
         for holder in outside {
-            self.end_flows_of(&holder, now);
             if let Some(grant) = self.leases.release(&holder, now) {
                 self.events.push_back(Event::Released(grant));
             }
@@ -174,11 +182,11 @@ impl Node {
         }
         let granted = self.exposed.set(&self.settings.exposures, &mut self.leases, now)?;
         self.events.extend(granted.into_iter().map(Event::Granted));
-        let gone = |grant: Grant| match &grant.holder {
-            Holder::ServiceIndex { service } if self.exposed.by_name(service).is_none() => Some(grant.holder),
-            _ => None,
+        let gone = |holder: &&Holder| match holder {
+            Holder::ServiceIndex { service } => self.exposed.by_name(service).is_none(),
+            _ => false,
         };
-        let gone: Vec<Holder> = self.leases.iter().filter_map(gone).collect();
+        let gone: Vec<Holder> = self.leases.blocks().map(|(holder, _)| holder).filter(gone).cloned().collect();
         for holder in gone {
             if let Some(grant) = self.leases.release(&holder, now) {
                 self.events.push_back(Event::Released(grant));
@@ -199,11 +207,12 @@ impl Node {
         Ok(())
     }
 
-    /// Joins mappings with offers. Those that got no address are tried again, for what rests comes back.
+    /// Joins mappings with offers, of the sites where something changed. Those that got no address are tried again, for
+    /// what rests comes back.
     pub(super) fn apply_mappings(&mut self, now: Instant) {
-        let Settings { mappings, pool, .. } = &self.settings;
+        let sites = std::mem::take(&mut self.unmapped);
         let LeaseChanges { granted, released } =
-            self.presences.set(mappings, &self.offers, pool, &mut self.leases, now);
+            self.presences.set(&sites, &self.offers, &self.settings.pool, &mut self.leases, now);
         let changed = !(granted.is_empty() && released.is_empty());
         self.events.extend(released.into_iter().map(Event::Released));
         self.events.extend(granted.into_iter().map(Event::Granted));
@@ -230,25 +239,12 @@ impl Node {
         if self.offers.get(&site).is_some_and(|(_, known)| *known == offer) {
             return Ok(());
         }
-        self.offers.insert(site, (peer, offer));
+        self.offers.insert(site.clone(), (peer, offer));
+        self.unmapped.insert(site);
         self.apply_mappings(now);
         self.events.push_back(Event::PresencesChanged);
         self.judge_flows_again();
         Ok(())
-    }
-
-    /// What this site offers to the peer now.
-    #[must_use]
-    pub fn offer(&self, peer: PeerId) -> Offer {
-        let Some(peer) = self.peer(peer) else { return Offer::default() };
-        let index = |address: IpAddr| {
-            let block = self.leases.block(&Holder::CallerIndex { address })?;
-            crate::addr::wire::parse(block.addr()).map(|(_, index)| index)
-        };
-        let named = self.clients.iter();
-        let callers =
-            named.filter_map(|(address, name)| Some(NamedCaller { index: index(*address)?, name: name.clone() }));
-        self.exposed.offer(&peer.settings.identity, callers.collect())
     }
 
     /// A new address for a peer's configured endpoint, as its name resolved.
@@ -256,23 +252,9 @@ impl Node {
         self.tunnels.set_endpoint(peer, endpoint);
     }
 
-    fn all_offers(&self) -> BTreeMap<PeerId, Offer> {
-        self.peer_ids().map(|peer| (peer, self.offer(peer))).collect()
-    }
-
-    fn tell_changed_offers(&mut self, before: &BTreeMap<PeerId, Offer>) {
-        let changed: Vec<PeerId> = self.peer_ids().filter(|p| before.get(p) != Some(&self.offer(*p))).collect();
-        self.events.extend(changed.into_iter().map(Event::OfferChanged));
-    }
-
-    pub(super) fn peer_ids(&self) -> impl Iterator<Item = PeerId> + '_ {
-        (0..).zip(&self.peers).filter(|(_, peer)| peer.is_some()).map(|(number, _)| PeerId(number))
-    }
-
-    fn end_flows_of(&mut self, holder: &Holder, now: Instant) {
-        let of_holder =
-            |owner: crate::flow::Owner| self.callers.get(owner.caller).is_some_and(|caller| caller.holder == *holder);
-        let flows: Vec<_> = self.table.iter().filter(|(_, flow)| of_holder(flow.owner)).map(|(id, _)| id).collect();
+    /// Ends `count` flows, all of which `is_one` knows.
+    fn end_flows(&mut self, count: usize, is_one: impl Fn(&Flow) -> bool, now: Instant) {
+        let flows: Vec<_> = self.table.iter().filter(|(_, flow)| is_one(flow)).map(|(id, _)| id).take(count).collect();
         flows.into_iter().for_each(|id| self.end_flow(id, FlowEnd::Ended, now));
     }
 
@@ -285,11 +267,9 @@ impl Node {
     }
 }
 
-fn is_outside(grant: &Grant, pool: &crate::addr::Pool) -> bool {
-    match grant.holder {
-        Holder::Gateway { .. } | Holder::ServicePresence { .. } | Holder::CallerPresence { .. } => {
-            !pool.allows(&grant.block)
-        }
+fn is_outside(holder: &Holder, block: &IpNet, pool: &crate::addr::Pool) -> bool {
+    match holder {
+        Holder::Gateway { .. } | Holder::ServicePresence { .. } | Holder::CallerPresence { .. } => !pool.allows(block),
         Holder::ServiceIndex { .. } | Holder::CallerIndex { .. } => false,
     }
 }

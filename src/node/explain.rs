@@ -114,7 +114,7 @@ impl Node {
 
     #[must_use]
     pub fn peer_by_site(&self, site: &Name) -> Option<PeerId> {
-        self.peer_of(site)
+        self.peers.by_site(site)
     }
 
     #[must_use]

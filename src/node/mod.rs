@@ -8,7 +8,9 @@ mod drop;
 mod event;
 mod explain;
 mod inbound;
+mod offers;
 mod outbound;
+mod peers;
 mod reject;
 mod report;
 mod resume;
@@ -23,14 +25,15 @@ pub use explain::Call;
 pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
-use crate::addr::{Leases, Name, PeerId, ServiceName};
+use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
 use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
 use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
 use crate::packet::{Joiner, Kind, Packet};
 use crate::policy::Bucket;
 use crate::tunnel::{Transmits, Tunnels};
-use std::collections::{BTreeMap, VecDeque};
+use peers::{Peer, Peers};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -95,7 +98,7 @@ pub struct Node {
     exposed: ExposedServices,
     presences: Presences,
     callers: Callers,
-    peers: Vec<Option<Peer>>,
+    peers: Peers,
     /// By the peer's site.
     offers: BTreeMap<Name, (PeerId, PeerOffer)>,
     clients: BTreeMap<IpAddr, Name>,
@@ -109,6 +112,10 @@ pub struct Node {
     /// There were leases before the start, so there may have been flows.
     resumes: bool,
     rejects: Bucket,
+    /// The pool that leases were last held against.
+    pool: Option<Pool>,
+    /// Sites whose mappings are to be joined with their offers again.
+    unmapped: BTreeSet<Name>,
     /// When mappings are to be tried again that got no address.
     map_next: Option<Instant>,
     /// By the site of the caller that wants room, none for this one: before this leases are not looked through again.
@@ -121,12 +128,6 @@ pub struct Node {
     fragments: Fragments,
     scratch: Box<[u8]>,
     idle: Vec<FlowId>,
-}
-
-#[derive(Debug)]
-struct Peer {
-    settings: PeerSettings,
-    flows: u32,
 }
 
 /// The next number to be looked at, and how many are left.
@@ -218,7 +219,7 @@ impl Node {
     }
 
     fn peer(&self, peer: PeerId) -> Option<&Peer> {
-        self.peers.get(peer.0 as usize)?.as_ref()
+        self.peers.get(peer)
     }
 
     fn inner_mtu(&self) -> u16 {
@@ -288,7 +289,7 @@ impl Node {
         use crate::flow::State;
         let Some(flow) = self.table.remove(id) else { return };
         self.flows_closed += 1;
-        if let Some(Some(peer)) = self.peers.get_mut(flow.peer.0 as usize) {
+        if let Some(peer) = self.peers.get_mut(flow.peer) {
             peer.flows = peer.flows.saturating_sub(1);
         }
         if let Some(caller) = self.callers.get_mut(flow.owner.caller) {

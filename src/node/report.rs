@@ -15,7 +15,7 @@ use vp_proto::api;
 impl Node {
     #[must_use]
     pub fn peers(&self, now: Instant) -> Vec<(PeerId, api::PeerStatus)> {
-        self.peer_ids().filter_map(|peer| Some((peer, self.peer_status(peer, now)?))).collect()
+        self.peers.ids().filter_map(|peer| Some((peer, self.peer_status(peer, now)?))).collect()
     }
 
     fn peer_status(&self, peer: PeerId, now: Instant) -> Option<api::PeerStatus> {
@@ -44,7 +44,7 @@ impl Node {
 
     /// The peers, with what a shell needs to call them.
     pub fn peer_settings(&self) -> impl Iterator<Item = (PeerId, &super::PeerSettings)> {
-        self.peer_ids().filter_map(|peer| Some((peer, &self.peer(peer)?.settings)))
+        self.peers.iter().map(|(id, peer)| (id, &peer.settings))
     }
 
     #[must_use]

@@ -21,7 +21,7 @@ impl Node {
         if !self.may_resume(packet, now) {
             return Err(refused());
         }
-        let peer = self.peer_of(&site).ok_or_else(refused)?;
+        let peer = self.peers.by_site(&site).ok_or_else(refused)?;
         let caller = wire::caller(family, index);
         let serves = |index: u16| {
             let service = wire::service(family, index);
@@ -86,10 +86,5 @@ impl Node {
             Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::IcmpError | Kind::FragmentTail => false,
         };
         mid_stream && self.resumes && now.saturating_duration_since(self.started) < RESUME
-    }
-
-    pub(super) fn peer_of(&self, site: &crate::addr::Name) -> Option<PeerId> {
-        let is_site = |peer: &PeerId| self.peer(*peer).is_some_and(|p| p.settings.identity.site == *site);
-        self.peer_ids().find(is_site)
     }
 }

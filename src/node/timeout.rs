@@ -19,6 +19,7 @@ impl Node {
         self.count_lost_fragments();
         self.sweep(now);
         if self.map_next.is_some_and(|at| at <= now) {
+            self.unmapped.extend(self.presences.sites_refused());
             self.apply_mappings(now);
         }
     }

@@ -305,7 +305,8 @@ impl Tunnels {
         let is_enough = into.len() >= datagram.len().max(MESSAGE_BYTES_MIN);
         let buffer = if is_enough { &mut *into } else { &mut self.scratch[..] };
         let before = peer.endpoint;
-        let mut opened = peer.open(message, from, datagram, buffer, transmits, &mut self.random, now);
+        peer.freshen(transmits, &mut self.random, now);
+        let mut opened = peer.open(message, from, datagram, buffer, transmits, now);
         self.wheel.hasten(id.0, now);
         if let (Ok(Some(bytes)), false) = (opened, is_enough) {
             match into.get_mut(..bytes) {

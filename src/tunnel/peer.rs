@@ -175,7 +175,7 @@ impl Peer {
         }
     }
 
-    /// One datagram that was admitted. Ok is the bytes of the inner packet in `buffer`, none for other messages. `buffer`
+    /// One datagram that was admitted, after [`Self::freshen`]. Ok is the bytes of the inner packet in `buffer`, none for other messages. `buffer`
     /// is as long as the datagram and at least MESSAGE_BYTES_MIN.
     pub fn open(
         &mut self,
@@ -184,10 +184,8 @@ impl Peer {
         datagram: &[u8],
         buffer: &mut [u8],
         transmits: &mut Transmits,
-        random: &mut Random,
         now: Instant,
     ) -> Result<Option<usize>, OpenError> {
-        self.freshen(transmits, random, now);
         match message {
             Message::Data { index, .. } if !self.sessions.carries(index, now) => return Err(OpenError::Unauthentic),
             // An answer that cannot be sent would leave a session here that the peer does not have.
@@ -377,7 +375,7 @@ impl Peer {
     }
 
     /// Lets boringtun look at its clock if it has not for a while: it dates what happens by that.
-    fn freshen(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+    pub fn freshen(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
         if now.saturating_duration_since(self.aged) >= TICK {
             self.age(transmits, random, now);
         }
