@@ -234,7 +234,15 @@ fn configure_peers(bencher: Bencher, count: usize) {
     bencher.with_inputs(|| settings.clone()).bench_local_values(|settings| hub.node.configure(settings, now));
 }
 
-/// The time of each single opening while a million flows are opened: what packets of old flows may wait for.
+/// What this thread has had of a processor: what else runs on the machine does not count.
+fn processor_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec of this function.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Each single opening while a million flows are opened: what packets of old flows may wait for.
 fn openings() {
     let mut hub = Hub::new(hub::settings(4), Instant::now());
     hub.connect(4);
@@ -250,19 +258,19 @@ fn openings() {
             (std::net::Ipv4Addr::new(198, 18, 0, 2), 80),
         );
         let mut datagram = hub.fars[far].seal(&hub::packet(wire.0, wire.1), hub.now);
-        let start = Instant::now();
+        let start = processor_time();
         receive(&mut hub.node, &mut hub.output, hub.fars[far].endpoint, &mut datagram, hub.now);
-        times.push(start.elapsed());
+        times.push(processor_time() - start);
         hub.settle();
     }
     let total: Duration = times.iter().sum();
     times.sort();
     let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize];
     println!(
-        "opening 1,000,000 flows one by one: mean {:?}, 99 % {:?}, 99.99 % {:?}, worst ten {:?}",
+        "opening 1,000,000 flows one by one: mean {:?}, 99 % {:?}, 99.99 % {:?}, worst five {:?}",
         total / 1_000_000,
         at(0.99),
         at(0.9999),
-        &times[times.len() - 10..]
+        &times[times.len() - 5..]
     );
 }

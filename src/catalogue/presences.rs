@@ -210,9 +210,9 @@ impl Presences {
         changes.released.extend(moved.iter().filter_map(|holder| leases.release(holder, now)));
         // Fixed addresses first, so that no leased one is in their way; new names do not take what old ones have.
         let mut in_order: Vec<_> = wanted.into_iter().collect();
-        in_order.sort_by_cached_key(|(key, want)| (want.fixed.is_none(), leases.block(&holder(key)).is_none()));
+        in_order.sort_by_key(|(_, want)| (want.fixed.is_none(), want.held.is_none()));
         for (key, want) in in_order {
-            let is_new = want.of_all && !want.has_lease(leases, &holder(&key));
+            let is_new = want.of_all && !want.has_lease();
             let share = shares.get_mut(&(key.0.site.clone(), key.1)).filter(|_| is_new);
             let granted = match share {
                 Some(share) if want.addresses() > *share => Err(LeaseError::ShareUsedUp),
@@ -332,6 +332,7 @@ fn holder((service, family): &(ServiceName, Family)) -> Holder {
 
 struct Wanted {
     mapping: Arc<Mapping>,
+    held: Option<IpNet>,
     host_bits: u8,
     fixed: Option<IpNet>,
     /// By a mapping of all services of its site.
@@ -344,8 +345,8 @@ impl Wanted {
         1 << self.host_bits
     }
 
-    fn has_lease(&self, leases: &Leases, holder: &Holder) -> bool {
-        leases.block(holder).is_some_and(|block| block.max_prefix_len() - block.prefix_len() == self.host_bits)
+    fn has_lease(&self) -> bool {
+        self.held.is_some_and(|block| host_bits_of(&block) == self.host_bits)
     }
 }
 
@@ -360,14 +361,14 @@ fn shares(
     let mut needs: BTreeMap<(Name, Family), (u128, u128)> = BTreeMap::new();
     for (key, want) in wanted.iter().filter(|(_, want)| want.of_all) {
         let (kept, new) = needs.entry((key.0.site.clone(), key.1)).or_default();
-        *if want.has_lease(leases, &holder(key)) { kept } else { new } += want.addresses();
+        *if want.has_lease() { kept } else { new } += want.addresses();
     }
     let mut rests: BTreeMap<(Name, Family), u128> = BTreeMap::new();
     for (holder, block) in leases.resting() {
         let Holder::ServicePresence { service, family } = holder else { continue };
         let key = (service.site.clone(), *family);
         if needs.contains_key(&key) && !wanted.contains_key(&(service.clone(), *family)) {
-            *rests.entry(key).or_default() += 1 << (block.max_prefix_len() - block.prefix_len());
+            *rests.entry(key).or_default() += 1 << host_bits_of(&block);
         }
     }
     let left = |key: &(Name, Family), kept: u128| {
@@ -399,17 +400,17 @@ fn want(
                 continue;
             }
             let offered = offer.and_then(|offer| offer.by_name(&service.service));
-            for family in families(&service, mapping, offered, leases, in_pool) {
-                let held = leases.block(&Holder::ServicePresence { service: service.clone(), family });
-                let held_bits = held.map_or(0, |block| block.max_prefix_len() - block.prefix_len());
-                let host_bits = offered.map_or(held_bits, |offered| offered.host_bits);
+            let held = |family| leases.block(&Holder::ServicePresence { service: service.clone(), family });
+            let held = Family::BOTH.map(|family| (family, held(family)));
+            for (family, held) in families(mapping, offered, held, in_pool) {
+                let host_bits = offered.map_or(held.map_or(0, |block| host_bits_of(&block)), |o| o.host_bits);
                 let fixed = mapping
                     .address
                     .filter(|address| Family::of(*address) == family)
                     .and_then(|address| IpNet::new(address, family.bits() - host_bits).ok());
                 let of_all = matches!(mapping.service, ServicePattern::AllOf(_));
                 let (mapping, offered) = (Arc::clone(mapping), offered.is_some());
-                wanted.insert((service.clone(), family), Wanted { mapping, host_bits, fixed, of_all, offered });
+                wanted.insert((service.clone(), family), Wanted { mapping, held, host_bits, fixed, of_all, offered });
             }
         }
     }
@@ -430,22 +431,24 @@ fn services_of(mapping: &Mapping, offer: Option<&PeerOffer>, leases: &Leases) ->
 /// The families a presence is given for: what is offered and the pool has; before anything is known, what it was
 /// before, else the pool's first.
 fn families(
-    service: &ServiceName,
     mapping: &Mapping,
     offered: Option<&OfferedService>,
-    leases: &Leases,
+    held: [(Family, Option<IpNet>); 2],
     in_pool: impl Fn(Family) -> bool,
-) -> Vec<Family> {
-    let has_lease = |family| leases.block(&Holder::ServicePresence { service: service.clone(), family }).is_some();
-    let known: Vec<Family> = match offered {
-        Some(offered) => Family::BOTH.into_iter().filter(|f| offered.has(*f) && in_pool(*f)).collect(),
-        None => Family::BOTH.into_iter().filter(|f| has_lease(*f) && in_pool(*f)).collect(),
-    };
+) -> Vec<(Family, Option<IpNet>)> {
+    let is_known = |family, held: Option<IpNet>| offered.map_or(held.is_some(), |offered| offered.has(family));
+    let known = held.into_iter().filter(|(family, held)| is_known(*family, *held) && in_pool(*family));
+    let known: Vec<_> = known.collect();
     if !known.is_empty() {
         return known;
     }
     let fixed = mapping.address.map(Family::of);
-    fixed.or_else(|| Family::BOTH.into_iter().find(|f| in_pool(*f))).into_iter().collect()
+    let family = fixed.or_else(|| Family::BOTH.into_iter().find(|f| in_pool(*f)));
+    held.into_iter().filter(|(of, _)| Some(*of) == family).collect()
+}
+
+fn host_bits_of(block: &IpNet) -> u8 {
+    block.max_prefix_len() - block.prefix_len()
 }
 
 #[cfg(test)]
