@@ -288,28 +288,34 @@ fn fragments(family: Family) -> Vec<Vec<u8>> {
     let (caller, service) = wire(family);
     let datagram = craft::udp_datagram((caller, 4000), (service, 7), &[7; 64]);
     const MORE: u16 = 1;
-    // Offset in bytes, more fragments, what it carries. Of fresh ids each, so that none completes another.
+    // Offset in bytes, more fragments, what it carries.
+    let fragment_of = |id: u32, protocol: u8, offset: u16, more: u16, bytes: &[u8]| match (caller, service) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut packet = craft::ipv4(from, to, protocol, &[], (offset / 8) | (more << 13), bytes);
+            packet[4..6].copy_from_slice(&id.to_be_bytes()[2..]);
+            craft::set_header_checksum(&mut packet);
+            packet
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let mut rest = vec![protocol, 0];
+            rest.extend((offset | more).to_be_bytes());
+            rest.extend(id.to_be_bytes());
+            rest.extend(bytes);
+            craft::ipv6(from, to, 44, &rest)
+        }
+        _ => Vec::new(),
+    };
+    // Of fresh ids each, so that none completes another.
     let mut id = 100_u32;
     let mut fragment = |protocol: u8, offset: u16, more: u16, bytes: &[u8]| {
         id += 1;
-        match (caller, service) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let mut packet = craft::ipv4(from, to, protocol, &[], (offset / 8) | (more << 13), bytes);
-                packet[4..6].copy_from_slice(&id.to_be_bytes()[2..]);
-                craft::set_header_checksum(&mut packet);
-                packet
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => {
-                let mut rest = vec![protocol, 0];
-                rest.extend((offset | more).to_be_bytes());
-                rest.extend(id.to_be_bytes());
-                rest.extend(bytes);
-                craft::ipv6(from, to, 44, &rest)
-            }
-            _ => Vec::new(),
-        }
+        fragment_of(id, protocol, offset, more, bytes)
     };
     vec![
+        // The second overlaps the first, the third comes after what they are of was given up.
+        fragment_of(99, UDP, 64, MORE, &[0; 64]),
+        fragment_of(99, UDP, 96, MORE, &[0; 64]),
+        fragment_of(99, UDP, 160, 0, &[0; 64]),
         // Too small for a TCP header, and a length that is no multiple of eight.
         fragment(TCP, 0, MORE, &[0; 8]),
         fragment(TCP, 0, MORE, &[0; 16]),

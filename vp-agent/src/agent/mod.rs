@@ -158,9 +158,14 @@ impl Agent {
         warnings.extend(keep_fixed(&wanted.config, &mut config)?);
         let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
         warnings.extend(clashes);
+        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
         self.configure(settings).await?;
-        wanted.config = config;
-        wanted.apply_to_host(&self.handle).await?;
+        let old = std::mem::replace(&mut wanted.config, config);
+        if let Err(error) = wanted.apply_to_host(&self.handle).await {
+            wanted.config = old;
+            self.put_back(&mut wanted, before).await;
+            return Err(error);
+        }
         drop(wanted);
         self.endpoints_changed.notify_one();
         warnings.extend(self.audit.reopen().await.err());
@@ -184,11 +189,26 @@ impl Agent {
             self.configure(before).await?;
             return Err(error.into());
         }
-        wanted.runtime = runtime;
-        wanted.apply_to_host(&self.handle).await?;
+        let old = std::mem::replace(&mut wanted.runtime, runtime);
+        if let Err(error) = wanted.apply_to_host(&self.handle).await {
+            wanted.runtime = old;
+            self.put_back(&mut wanted, before).await;
+            wanted.runtime.save(&self.state)?;
+            return Err(error);
+        }
         drop(wanted);
         self.tell("configuration", what);
         Ok(clashes)
+    }
+
+    /// What was in force before a change that the host did not take.
+    async fn put_back(&self, wanted: &mut Desired, before: Settings) {
+        if let Err(error) = self.configure(before).await {
+            tracing::error!("what was in force before cannot be put back: {error}");
+        }
+        if let Err(error) = wanted.apply_to_host(&self.handle).await {
+            tracing::warn!("the host is not as it should be: {error}");
+        }
     }
 
     async fn configure(&self, settings: Settings) -> Result<(), Refused> {

@@ -215,15 +215,14 @@ impl Worker {
     }
 
     fn take_events(&mut self) {
+        // Of leases the control thread wants to know that there is something new, once.
+        let mut lease = None;
         while let Some(event) = self.plane.node.poll_event() {
             let kept_free = match &event {
-                Event::Granted(grant) => {
-                    self.keep(grant.clone(), true);
-                    0
-                }
-                Event::Released(grant) => {
-                    self.keep(grant.clone(), false);
-                    0
+                Event::Granted(grant) | Event::Released(grant) => {
+                    self.keep(grant.clone(), matches!(event, Event::Granted(_)));
+                    lease = Some(event);
+                    continue;
                 }
                 Event::PeerUp(_)
                 | Event::PeerDown(_)
@@ -233,9 +232,16 @@ impl Worker {
                 Event::Control { .. } => KEPT_FROM_CONTROL,
                 Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => KEPT_FROM_TALES,
             };
-            if self.events.capacity() <= kept_free || self.events.try_send(event).is_err() {
-                count(&self.handle.counters.events_lost, 1);
-            }
+            self.pass_on(event, kept_free);
+        }
+        if let Some(event) = lease {
+            self.pass_on(event, 0);
+        }
+    }
+
+    fn pass_on(&mut self, event: Event, kept_free: usize) {
+        if self.events.capacity() <= kept_free || self.events.try_send(event).is_err() {
+            count(&self.handle.counters.events_lost, 1);
         }
     }
 
