@@ -5,9 +5,11 @@
 //! ```
 
 use anyhow::{Context, ensure};
-use netns_tests::{Families, Plan, Setup, World, agent, story, wait_until};
+use netns_tests::world::expose;
+use netns_tests::{Families, Family, Plan, Setup, TcpServer, World, agent, story, wait_until};
 use serde_json::Value;
 use std::fs;
+use std::io::{Read, Write};
 
 fn finding(status: &Value) -> Option<String> {
     let health = status["health"].as_array()?;
@@ -79,5 +81,30 @@ fn a_reload_moves_nothing_that_changes_at_a_restart() {
         cloud.stop()?;
         ensure!(!socket.exists() && directory.join("other.sock").exists() && !directory.join("other.jsonl").exists());
         Ok::<(), anyhow::Error>(())
+    });
+}
+
+#[test]
+fn what_open_flows_carried_is_told_at_a_clean_stop() {
+    story(|lab| {
+        let plan = Plan::named("same", Families::V4)?;
+        let cloud = expose("web", "{web}", "tcp/7", "any", "presence");
+        let mut world = World::new(lab, &Setup { cloud, ..Setup::new(&plan) })?;
+        let _echo = TcpServer::echo(&world.cloud.host.namespace, (world.cloud.address(Family::V4)?, 7))?;
+        let presence = world.factories[0].agent.presence("web.cloud")?;
+        let mut stream = world.factories[0].host.namespace.tcp((presence, 7))?;
+        let mut message = [7; 1000];
+        stream.write_all(&message)?;
+        stream.read_exact(&mut message)?;
+        for station in [&mut world.factories[0], &mut world.cloud] {
+            station.agent.stop()?;
+            let log = fs::read_to_string(station.agent.directory().join("audit.jsonl"))?;
+            let records: Vec<Value> = log.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+            let is_end = |record: &&Value| record["event"] == "flow-closed" && record["reason"] == "stopped";
+            let end = records.iter().find(is_end).with_context(|| log.clone())?;
+            let bytes = ["outbound_bytes", "inbound_bytes"].map(|count| end[count].as_u64().unwrap_or(0));
+            ensure!(bytes.iter().all(|bytes| *bytes > 1000), "{end}");
+        }
+        Ok(())
     });
 }

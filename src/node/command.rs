@@ -258,6 +258,13 @@ impl Node {
         flows.into_iter().for_each(|id| self.end_flow(id, FlowEnd::Ended, now));
     }
 
+    /// Before the gateway stops: tells what its flows carried, of `count` at a time. How many those were.
+    pub fn stop_flows(&mut self, count: usize, now: Instant) -> usize {
+        let flows: Vec<_> = self.table.iter().map(|(id, _)| id).take(count).collect();
+        flows.iter().for_each(|id| self.end_flow(*id, FlowEnd::Stopped, now));
+        flows.len()
+    }
+
     /// Flows that were allowed may not be any more: each is judged again at its opener's next packet, or in the
     /// background, whichever comes first.
     fn judge_flows_again(&mut self) {

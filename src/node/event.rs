@@ -78,6 +78,8 @@ pub enum FlowEnd {
     Evicted,
     /// Its peer, or an address that it had, was taken out of the configuration.
     Ended,
+    /// The gateway stopped; it may go on when that is back.
+    Stopped,
 }
 
 impl FlowEnd {
@@ -90,6 +92,7 @@ impl FlowEnd {
             Self::Revoked => "revoked",
             Self::Evicted => "evicted",
             Self::Ended => "ended",
+            Self::Stopped => "stopped",
         }
     }
 }

@@ -14,10 +14,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use vp::addr::{Name, PeerId};
-use vp::node::Event;
+use vp::node::{Event, Node, Output};
 
 /// Events taken at a time, before others of the control thread have their turn: a millisecond's work.
 const EVENTS_MAX: usize = 256;
+/// Flows whose ends are told at a time at a stop: what the event queue has room for.
+const FLOWS_AT_A_TIME: u32 = 4096;
 /// How often denials that were summed up are written.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -156,9 +158,18 @@ impl Running {
             nft.remove().await.unwrap_or_else(|error| tracing::warn!("nftables: {error:#}"));
         }
         drop(wanted);
+        let mut last = Vec::new();
+        // What comes meanwhile may open flows again: no more than are there now.
+        let flows = self.agent.handle.call(|node, _, _| node.settings().flows_max).await.unwrap_or(0);
+        for _ in 0..flows.div_ceil(FLOWS_AT_A_TIME) {
+            let stop = |node: &mut Node, _: &mut Output, now| node.stop_flows(FLOWS_AT_A_TIME as usize, now);
+            let Ok(1..) = self.agent.handle.call(stop).await else { break };
+            while let Ok(event) = self.events.try_recv() {
+                last.extend(self.entry(&event));
+            }
+        }
         self.agent.handle.stop();
         // Until the data thread has ended.
-        let mut last = Vec::new();
         while let Some(event) = self.events.recv().await {
             last.extend(self.entry(&event));
         }
