@@ -234,6 +234,30 @@ fn configure_peers(bencher: Bencher, count: usize) {
     bencher.with_inputs(|| settings.clone()).bench_local_values(|settings| hub.node.configure(settings, now));
 }
 
+/// One call that judges flows again after a change.
+#[divan::bench(args = [100_000], sample_size = 1)]
+fn judging_again(bencher: Bencher, count: usize) {
+    let mut hub = with_flows(count).0;
+    let settings = hub::settings(4);
+    let mut calls = 0;
+    bencher.bench_local(|| {
+        if calls % 20 == 0 {
+            hub.node.configure(settings.clone(), hub.now).expect("settings");
+        }
+        calls += 1;
+        hub.node.handle_timeout(&mut hub.output, hub.now);
+    });
+}
+
+/// A peer goes that had a quarter of the flows.
+#[divan::bench(args = [100_000, 1_000_000], sample_count = 1, sample_size = 1)]
+fn removing_a_peer(bencher: Bencher, count: usize) {
+    let mut hub = with_flows(count).0;
+    let mut settings = hub::settings(4);
+    settings.peers.pop();
+    bencher.bench_local(|| hub.node.configure(settings.clone(), hub.now).expect("settings"));
+}
+
 /// What this thread has had of a processor: what else runs on the machine does not count.
 fn processor_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

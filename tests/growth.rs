@@ -204,3 +204,63 @@ fn the_offer_of_one_site_makes_no_work_for_the_services_of_others() {
     };
     assert_eq!(work(10), work(50_000));
 }
+
+#[test]
+fn a_changed_setting_is_told_to_the_peers_it_is_for_and_to_no_other() {
+    let mut settings = hub::settings(1000);
+    settings
+        .exposures
+        .push(vp::node::Exposure { allow: vec!["site:site7".parse().expect("selector")], ..hub::exposure("db") });
+    let mut hub = Hub::new(settings.clone(), Instant::now());
+    let mut told = |settings: &Settings| {
+        hub.node.configure(settings.clone(), hub.now).expect("settings");
+        let events = hub.events();
+        let peers = events.iter().filter_map(|event| match event {
+            Event::OfferChanged(peer) => Some(peer.0),
+            _ => None,
+        });
+        peers.collect::<Vec<_>>()
+    };
+    assert!(told(&settings).is_empty());
+    settings.exposures[1].ports = vec!["udp/81".parse().expect("ports")];
+    assert_eq!(told(&settings), [7]);
+    settings.exposures[1].allow = vec!["site:site8".parse().expect("selector")];
+    assert_eq!(told(&settings), [7, 8]);
+    settings.peers[8].identity.site = hub::name("another");
+    assert_eq!(told(&settings), [8]);
+    let gone = settings.peers.remove(5);
+    assert!(told(&settings).is_empty());
+    // It gets the number that is free again.
+    settings.peers.push(gone);
+    assert_eq!(told(&settings), [5]);
+    settings.clients =
+        vec![vp::node::Client { name: hub::name("plc"), addresses: vec!["10.0.0.7".parse().expect("v4")] }];
+    assert_eq!(told(&settings).len(), 1000);
+}
+
+#[test]
+fn mappings_of_two_sites_exchange_their_addresses_and_both_answer() {
+    let mut settings = Settings { mappings: hub::mappings(2), ..hub::settings(3) };
+    settings.mappings[1].service = "s0.site1".parse().expect("service");
+    let mut hub = Hub::new(settings.clone(), Instant::now());
+    let mut mapped = |addresses: [&str; 2]| {
+        for (mapping, address) in settings.mappings.iter_mut().zip(addresses) {
+            mapping.address = Some(address.parse().expect("address"));
+        }
+        hub.node.configure(settings.clone(), hub.now).map_err(|error| error.to_string())?;
+        hub.settle();
+        let whois = |address: &str| hub.node.whois(address.parse().expect("address")).service.unwrap_or_default();
+        Ok::<_, String>([whois("10.64.0.77"), whois("10.64.0.78"), whois("10.64.0.79")])
+    };
+    let name = String::from;
+    let empty = String::new();
+    assert_eq!(mapped(["10.64.0.77", "10.64.0.78"]), Ok([name("s0.site0"), name("s0.site1"), empty.clone()]));
+    assert_eq!(mapped(["10.64.0.79", "10.64.0.78"]), Ok([empty.clone(), name("s0.site1"), name("s0.site0")]));
+    assert_eq!(mapped(["10.64.0.79", "10.64.0.77"]), Ok([name("s0.site1"), empty, name("s0.site0")]));
+    // A refusal changes nothing.
+    assert!(mapped(["10.64.0.79", "10.64.0.79"]).is_err_and(|error| error.contains("held by")));
+    assert_eq!(
+        hub.node.presences().iter().map(|p| p.address.clone()).collect::<Vec<_>>(),
+        ["10.64.0.79", "10.64.0.77"]
+    );
+}

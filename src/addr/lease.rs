@@ -3,7 +3,7 @@
 use super::{Family, Name, Pool, ServiceName, from_bits, to_bits, wire};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -76,8 +76,8 @@ pub struct Leases {
     services: BTreeMap<Name, BTreeSet<(Name, Family)>>,
     given_up: BTreeMap<Holder, (IpNet, Instant)>,
     resting: Space,
-    /// When the first of them has rested; every rest is as long, so later ones end later.
-    wakes: Option<Instant>,
+    /// When each has rested, the first first: every rest is as long. Who got its lease back may still be listed.
+    rests: VecDeque<(Instant, Holder)>,
     /// Where the last search of a kind ended: the next one goes on there, so that reuse comes as late as it can and no
     /// search passes what is taken again.
     cursors: BTreeMap<(Kind, u8), u128>,
@@ -226,7 +226,7 @@ impl Leases {
         // A later owner of a part of it (by the operator's explicit wish) may have gone to rest already.
         if overlapping(&self.resting, &block).is_none() {
             self.resting.insert(first(&block), Held { last: last(&block), holder: holder.clone() });
-            self.wakes.get_or_insert(until);
+            self.rests.push_back((until, holder.clone()));
             self.given_up.insert(holder.clone(), (block, until));
         }
         self.full.clear();
@@ -255,7 +255,7 @@ impl Leases {
                 self.cursors.insert((kind, host_bits), to_bits(block.addr()));
             }
             None => {
-                self.full.insert((kind, host_bits), self.wakes);
+                self.full.insert((kind, host_bits), self.rests.front().map(|(until, _)| *until));
             }
         }
         found
@@ -263,18 +263,18 @@ impl Leases {
 
     /// Ends the rest of what has rested.
     pub fn wake(&mut self, now: Instant) {
-        if self.wakes.is_none_or(|first| now < first) {
-            return;
-        }
-        let resting = &mut self.resting;
-        self.given_up.retain(|_, (block, until)| {
-            let rests = *until > now;
-            if !rests {
-                resting.remove(&first(block));
+        while let Some((until, holder)) = self.rests.front() {
+            let given_up = self.given_up.get(holder).filter(|(_, of)| of == until);
+            match given_up {
+                Some(_) if *until > now => return,
+                Some((block, _)) => {
+                    self.resting.remove(&first(block));
+                    self.given_up.remove(holder);
+                }
+                None => {}
             }
-            rests
-        });
-        self.wakes = self.given_up.values().map(|(_, until)| *until).min();
+            self.rests.pop_front();
+        }
     }
 
     fn forget(&mut self, holder: &Holder, block: &IpNet) {

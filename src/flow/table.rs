@@ -200,8 +200,7 @@ impl Table {
             (hash(&self.hasher, inbound.0, &inbound.1), id << 1 | 1),
         ];
         for (hash, key) in keys {
-            let (slots, hasher) = (&self.slots, &self.hasher);
-            self.keys.insert(hash, key, |key| rehash(slots, hasher, *key));
+            self.keys.insert(hash, key);
         }
         self.set_deadline(id);
         self.link_half_open(id);
@@ -383,18 +382,10 @@ impl Table {
     }
 }
 
-fn hash(hasher: &FixedState, door: Door, tuple: &FiveTuple) -> u64 {
+fn hash(hasher: &FixedState, door: Door, tuple: &FiveTuple) -> u32 {
     let mut state = hasher.build_hasher();
     (door, tuple).hash(&mut state);
-    std::hash::Hasher::finish(&state)
-}
-
-fn rehash(slots: &Slots<Flow>, hasher: &FixedState, key: u32) -> u64 {
-    let Some(flow) = slots.get(key >> 1) else { return 0 };
-    match key & 1 {
-        0 => hash(hasher, Door::Site, &flow.site),
-        _ => hash(hasher, Door::Peer(flow.peer), &flow.wire.reversed()),
-    }
+    (std::hash::Hasher::finish(&state) >> 32) as u32
 }
 
 #[cfg(test)]
