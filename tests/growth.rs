@@ -230,9 +230,9 @@ fn a_changed_setting_is_told_to_the_peers_it_is_for_and_to_no_other() {
     assert_eq!(told(&settings), [8]);
     let gone = settings.peers.remove(5);
     assert!(told(&settings).is_empty());
-    // It gets the number that is free again.
+    // A number is not used again.
     settings.peers.push(gone);
-    assert_eq!(told(&settings), [5]);
+    assert_eq!(told(&settings), [1000]);
     settings.clients =
         vec![vp::node::Client { name: hub::name("plc"), addresses: vec!["10.0.0.7".parse().expect("v4")] }];
     assert_eq!(told(&settings).len(), 1000);
