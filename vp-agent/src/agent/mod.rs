@@ -53,6 +53,9 @@ pub struct Agent {
     peers_changed: AtomicBool,
     presences_changed: Notify,
     endpoints_changed: Notify,
+    endpoint_learnt: Notify,
+    /// Held while it is written.
+    endpoints_file: std::sync::Mutex<()>,
 }
 
 /// Where peers were seen last.
@@ -136,6 +139,8 @@ impl Agent {
             peers_changed: AtomicBool::new(false),
             presences_changed: Notify::new(),
             endpoints_changed: Notify::new(),
+            endpoint_learnt: Notify::new(),
+            endpoints_file: std::sync::Mutex::new(()),
         });
         let running = Running::new(agent, events, notices, syncer, data);
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
@@ -233,6 +238,7 @@ impl Agent {
         let mut learnt = self.learnt();
         learnt.endpoints.0.insert(site.to_string(), to);
         learnt.unsaved = true;
+        self.endpoint_learnt.notify_one();
     }
 
     fn learnt(&self) -> MutexGuard<'_, Learnt> {

@@ -2,20 +2,24 @@
 
 use super::{Agent, resolve};
 use crate::state::Syncer;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 /// How often it is seen whether the nftables table is still there.
 const RESTORE_PAUSE: Duration = Duration::from_secs(30);
-/// How often the lease journal goes to the disk, and what was learnt of peers' endpoints.
+/// How often the lease journal goes to the disk.
 const KEEP_PAUSE: Duration = Duration::from_secs(1);
+/// Between two writes of where peers were seen. An agent that is killed and started again calls them there: without it
+/// they notice only after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT of WireGuard).
+const ENDPOINTS_PAUSE: Duration = Duration::from_millis(100);
 
 /// They end with the runtime.
 pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(resolve::run(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
+    tokio::spawn(follow_endpoints(agent.clone()));
     let restored = agent.clone();
     tokio::spawn(every(RESTORE_PAUSE, async move || restore(&restored).await));
     let (agent, syncer) = (agent.clone(), syncer.clone());
@@ -42,6 +46,15 @@ async fn follow_presences(agent: Arc<Agent>) {
     }
 }
 
+async fn follow_endpoints(agent: Arc<Agent>) {
+    loop {
+        agent.endpoint_learnt.notified().await;
+        let saving = agent.clone();
+        spawn_blocking(move || keep_endpoints(&saving)).await.ok();
+        tokio::time::sleep(ENDPOINTS_PAUSE).await;
+    }
+}
+
 /// What another program took away: `nft flush ruleset` is what restarting many a firewall begins with.
 async fn restore(agent: &Agent) {
     let mut wanted = agent.wanted.lock().await;
@@ -58,6 +71,12 @@ pub(super) fn keep(agent: &Agent, syncer: &Syncer) {
     if let Err(error) = syncer.sync() {
         tracing::warn!("the lease journal does not reach the disk: {error}");
     }
+    keep_endpoints(agent);
+}
+
+/// What could not be written is tried again with the leases.
+fn keep_endpoints(agent: &Agent) {
+    let _one_at_a_time = agent.endpoints_file.lock().unwrap_or_else(PoisonError::into_inner);
     let unsaved = {
         let mut learnt = agent.learnt();
         std::mem::take(&mut learnt.unsaved).then(|| learnt.endpoints.clone())

@@ -1,6 +1,7 @@
 //! The data thread: owns the node, the TUN and the UDP socket, and does nothing but carry packets between them.
 //! Everything else reaches the node as a closure that runs between two batches.
 
+mod backlog;
 mod codel;
 mod deliver;
 #[cfg(test)]

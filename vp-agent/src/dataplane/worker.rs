@@ -1,10 +1,11 @@
 //! The loop: wait, take what came, let the node decide, keep leases, send. Nothing is allocated for a packet, and
 //! nothing waits but for packets, time or the control thread.
 
+use super::backlog::Backlog;
 use super::codel::Codel;
 use super::deliver::Deliverer;
 use super::{Command, DataPlane, Handle, count};
-use crate::sys::{Datagrams, Message, Poller, Receiver, Sender, Token, is_later};
+use crate::sys::{Datagrams, Message, Poller, Receiver, Sender, Token};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::Ordering;
@@ -13,17 +14,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc as async_mpsc;
 use vp::addr::Grant;
 use vp::node::{Event, Output};
-use vp::packet::{Offload, virtio};
 
-/// TUN reads in one turn and in one flush: so many small packets are worth a call, and no more latency.
-const TUN_READS_MAX: usize = 64;
-/// What a turn reads from the TUN at most, so that the network is not kept waiting: what one receive call takes.
-const TUN_BYTES_MAX: usize = 512 << 10;
+/// Packets from the TUN in one turn and in one flush: so many small ones are worth a call, and no more latency.
+const TURN_PACKETS_MAX: usize = 64;
+/// What a turn takes from the TUN at most, so that the network is not kept waiting.
+const TURN_BYTES_MAX: usize = 128 << 10;
 /// A read of so many bytes fills a send: flush at once, nothing is gained by waiting.
 const FLUSH_BYTES: usize = 24 << 10;
 /// Messages of one receive call: few of those that the kernel joined, many of those that it did not, so that they can
 /// be joined here. Which of both it is shows in the last call's.
-const JOINED_MESSAGES: usize = 8;
+const JOINED_MESSAGES: usize = 2;
 const JOINED_BYTES: usize = 8 << 10;
 /// Sealed datagrams until the next flush.
 const TRANSMIT_BYTES: usize = 512 << 10;
@@ -31,9 +31,6 @@ const TRANSMIT_BYTES: usize = 512 << 10;
 const SEALED_BYTES_MAX: usize = 128 << 10;
 /// Opened packets until the next flush.
 const INBOUND_BYTES: usize = (JOINED_MESSAGES + 1) * Receiver::MESSAGE_BYTES_MAX;
-/// Where a packet begins in the buffer that it is read into: aligned, behind its virtio header.
-const PACKET_AT: usize = 16;
-const PACKET_BYTES_MAX: usize = 1 << 16;
 /// Closures run in one turn.
 const COMMANDS_MAX: usize = 64;
 /// Of the event queue, what is kept free for events that change what the control thread does: those that only tell
@@ -53,7 +50,7 @@ pub(super) struct Worker {
     receive_limit: usize,
     codel: Codel,
     deliverer: Deliverer,
-    buffer: Box<[u8]>,
+    backlog: Backlog,
     inbox: mpsc::Receiver<Command>,
     events: async_mpsc::Sender<Event>,
     handle: Handle,
@@ -79,7 +76,7 @@ impl Worker {
             receive_limit: JOINED_MESSAGES,
             codel: Codel::new(Instant::now()),
             deliverer: Deliverer::default(),
-            buffer: vec![0; PACKET_AT + PACKET_BYTES_MAX].into(),
+            backlog: Backlog::default(),
             inbox,
             events,
             handle,
@@ -99,7 +96,7 @@ impl Worker {
             if ready.has(Token::Udp) {
                 self.take_from_network();
             }
-            if ready.has(Token::Tun) {
+            if ready.has(Token::Tun) || !self.backlog.is_empty() {
                 self.take_from_site()?;
             }
             if ready.has(Token::Waker) {
@@ -119,6 +116,9 @@ impl Worker {
     }
 
     fn timeout(&self) -> Option<Duration> {
+        if !self.backlog.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let next = [self.plane.node.poll_timeout(), self.keep_next].into_iter().flatten().min();
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
@@ -134,32 +134,18 @@ impl Worker {
     }
 
     fn take_from_site(&mut self) -> io::Result<()> {
-        let header_bytes = if self.plane.tun.has_header() { virtio::HEADER_BYTES } else { 0 };
-        let mut bytes = 0;
-        for _ in 0..TUN_READS_MAX {
-            let read = match self.plane.tun.read(&mut self.buffer[PACKET_AT - header_bytes..]) {
-                Ok(read) => read,
-                Err(error) if is_later(&error) => break,
-                // The device is gone; there is nothing to wait for any more.
-                Err(error) => return Err(error),
-            };
-            let (header, packet) = self.buffer.split_at_mut(PACKET_AT);
-            let offload = match header[PACKET_AT - header_bytes..].first_chunk().map(virtio::decode) {
-                Some(Ok(offload)) => offload,
-                Some(Err(_)) => continue,
-                None => Offload::default(),
-            };
-            let Some(packet) = read.checked_sub(header_bytes).and_then(|length| packet.get_mut(..length)) else {
-                continue;
-            };
-            let length = packet.len();
+        let (mut packets, mut bytes) = (0, 0);
+        self.backlog.fill(&self.plane.tun)?;
+        while packets < TURN_PACKETS_MAX && bytes < TURN_BYTES_MAX {
+            let Some((packet, offload)) = self.backlog.take() else { break };
+            let is_long = packet.len() >= FLUSH_BYTES;
+            (packets, bytes) = (packets + 1, bytes + packet.len());
             self.plane.node.handle_packet(packet, offload, &mut self.output, self.now);
-            if length >= FLUSH_BYTES || self.output.transmits.room() < SEALED_BYTES_MAX {
+            if is_long || self.output.transmits.room() < SEALED_BYTES_MAX {
                 self.flush();
             }
-            bytes += length;
-            if bytes >= TUN_BYTES_MAX {
-                break;
+            if is_long || self.backlog.is_due() {
+                self.backlog.fill(&self.plane.tun)?;
             }
         }
         self.flush();
