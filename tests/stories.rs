@@ -452,6 +452,47 @@ fn an_offer_that_does_not_fit_a_fixed_address_neither_takes_others_nor_blocks_a_
 }
 
 #[test]
+fn a_refused_change_of_everything_ends_no_flow_and_moves_no_address() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    let now = world.now;
+    let fixed = |service: &str, at: &str| vp::node::Mapping { address: Some(address(at)), ..mapping(service) };
+    let weak = vp::node::PeerSettings { public_key: [0; 32], ..peer("other", 9, None) };
+    for (site, old) in [("cloud", cloud_settings()), ("factory", factory_settings())] {
+        let gateway = world.gateway(site);
+        let addresses = |gateway: &Gateway| (gateway.node.presence_blocks(), gateway.node.presences());
+        let before = addresses(gateway);
+        gateway.events.clear();
+        // Another pool, no service, no peer and no mapping of before, each of which would end the flow.
+        let nothing = vp::node::Settings { flows_max: old.flows_max, ..settings(site, &["10.7.0.0/24"]) };
+        let clash = ["one.other", "another.other"].map(|service| fixed(service, "10.7.0.9")).to_vec();
+        let refused = [
+            vp::node::Settings { mappings: clash, ..nothing.clone() },
+            vp::node::Settings { peers: vec![weak.clone()], ..nothing },
+        ];
+        for settings in refused {
+            gateway.node.configure(settings, now).expect_err("refused");
+        }
+        assert_eq!(addresses(gateway), before);
+        assert_eq!(gateway.node.settings(), &old);
+        assert!(gateway.node.poll_event().is_none());
+        // What was in force is judged again, and confirmed.
+        gateway.node.configure(old, now).expect("settings");
+    }
+    world.run(Duration::from_secs(2));
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"request"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("cloud").take_one()).from, (caller, 4000));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "PA", 501, 108, b"answer"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("factory").take_one()).payload, b"answer");
+    for site in ["cloud", "factory"] {
+        let gateway = world.gateway(site);
+        assert!(!gateway.events.iter().any(|event| matches!(event, Event::FlowClosed { .. } | Event::FlowOpened(_))));
+    }
+}
+
+#[test]
 fn a_pool_that_was_full_and_is_made_larger_has_room() {
     let mut world = World::new();
     let mut small = settings("factory", &["10.0.1.0/30"]);

@@ -67,7 +67,7 @@ struct Held {
 }
 
 /// Every lease of a site, and what was given up lately.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Leases {
     held: BTreeMap<Holder, IpNet>,
     taken: Space,

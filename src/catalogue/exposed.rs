@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 /// A service of this site. Its number stays the same as long as it is exposed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Exposed {
     pub exposure: Exposure,
     /// First wire index; a prefix has one for each of its addresses.
@@ -18,7 +18,7 @@ pub struct Exposed {
     pub flows: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ExposedServices {
     services: BTreeMap<u32, Exposed>,
     /// Numbers are not used again: an old flow's number must never mean another service.

@@ -8,6 +8,7 @@ mod drop;
 mod event;
 mod explain;
 mod inbound;
+mod kept;
 mod offers;
 mod outbound;
 mod peers;
@@ -78,7 +79,7 @@ pub enum SettingsError {
     #[error(transparent)]
     Lease(#[from] crate::addr::LeaseError),
     #[error("peer {0}: {1}")]
-    Tunnel(Name, String),
+    Tunnel(Name, crate::tunnel::TunnelError),
     #[error("{service} at {address}: {error}")]
     Mapping { service: ServiceName, address: IpAddr, error: crate::addr::LeaseError },
 }
