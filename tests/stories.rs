@@ -426,6 +426,29 @@ fn a_flow_that_stays_allowed_is_recorded_with_the_rule_that_allows_it_now() {
 }
 
 #[test]
+fn a_reload_does_not_fill_the_rates_of_what_it_leaves_alone() {
+    let mut world = world();
+    let mut cloud = cloud_settings();
+    cloud.exposures[0].limits = vp::addr::Limits { new_flows_per_second: Some(2), ..Default::default() };
+    let passed = |world: &mut World, cloud: &vp::node::Settings, port: u16| {
+        let now = world.now;
+        world.gateway("cloud").node.configure(cloud.clone(), now).expect("settings");
+        let web = world.gateway("factory").presence("web.cloud");
+        for port in port..port + 4 {
+            world.send("factory", &udp((plc(), port), (web, 53), b"query"));
+        }
+        world.run(Duration::from_millis(20));
+        world.gateway("cloud").take_delivered().len()
+    };
+    assert_eq!(passed(&mut world, &cloud, 5000), 2);
+    cloud.exposures.pop();
+    assert_eq!(passed(&mut world, &cloud, 5010), 0);
+    // Another limit is another bucket.
+    cloud.exposures[0].limits.new_flows_per_second = Some(3);
+    assert_eq!(passed(&mut world, &cloud, 5020), 3);
+}
+
+#[test]
 fn an_offer_that_does_not_fit_a_fixed_address_neither_takes_others_nor_blocks_a_reload() {
     let mut world = World::new();
     world.start("cloud", CLOUD, 1, cloud_settings());

@@ -2,8 +2,8 @@
 
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
 use super::{Settings, SettingsError, Sweep};
-use crate::addr::{Family, Grant, Holder, Leases, Name, PeerId, Pool};
-use crate::catalogue::{Callers, ExposedServices, Exposure, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
+use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
+use crate::catalogue::{Callers, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
 use crate::flow::{Flow, Table};
 use crate::policy::Bucket;
 use crate::tunnel::{TunnelSettings, Tunnels};
@@ -121,7 +121,10 @@ impl Node {
     }
 
     fn apply_rates(&mut self, now: Instant) {
-        self.rates = self.exposed.iter().filter_map(|(n, s)| Some((n, rates(&s.exposure, now)?))).collect();
+        let mut known = std::mem::take(&mut self.rates);
+        let limited = self.exposed.iter().map(|(number, service)| (number, service.exposure.limits));
+        let rates = limited.filter_map(|(number, limits)| Some((number, rates(limits, known.remove(&number), now)?)));
+        self.rates = rates.collect();
     }
 
     fn apply_peers(&mut self, now: Instant) {
@@ -295,12 +298,16 @@ fn is_outside(holder: &Holder, block: &IpNet, pool: &Pool) -> bool {
 }
 
 /// A burst is a tenth of a second's worth, but a super-packet at least, or nothing of that size would ever pass.
-fn rates(exposure: &Exposure, now: Instant) -> Option<Rates> {
-    let limits = exposure.limits;
+fn rates(limits: Limits, known: Option<Rates>, now: Instant) -> Option<Rates> {
+    let (known_bits, known_flows) = known.map_or((None, None), |known| (known.bits, known.new_flows));
+    let bucket = |known: Option<Bucket>, rate: u64, burst: u64| match known {
+        Some(known) => known.resized(rate, burst, now),
+        None => Bucket::new(rate, burst, now),
+    };
     let bits = limits.bits_per_second.map(|rate| {
         let burst = (rate / 10).max(8 * super::PACKET_BYTES_MAX as u64);
-        Bucket::new(rate, burst, now)
+        bucket(known_bits, rate, burst)
     });
-    let new_flows = limits.new_flows_per_second.map(|rate| Bucket::new(rate.into(), rate.max(1).into(), now));
+    let new_flows = limits.new_flows_per_second.map(|rate| bucket(known_flows, rate.into(), rate.max(1).into()));
     (bits.is_some() || new_flows.is_some()).then_some(Rates { bits, new_flows })
 }
