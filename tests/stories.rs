@@ -258,6 +258,20 @@ fn port_unreachable_reaches_the_caller_and_shows_no_foreign_address() {
     let quoted = etherparse::Ipv4HeaderSlice::from_slice(&told_seen.payload).expect("quoted").to_header();
     assert_eq!((IpAddr::from(quoted.source), IpAddr::from(quoted.destination)), (plc(), web));
     assert_eq!(quoted.calc_header_checksum(), quoted.header_checksum);
+    // The error itself is right; what it quotes is no packet that went by.
+    let mut strange = error.clone();
+    strange[28 + 8] ^= 1;
+    let checksum = u16::from_be_bytes([strange[22], strange[23]]);
+    strange[22..24].copy_from_slice(&[0; 2]);
+    let words = strange[20..].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
+    let sum = words.fold(0, |sum, word| (sum + word) % 0xffff);
+    strange[22..24].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    assert_ne!(checksum, !(sum as u16));
+    world.send("cloud", &strange);
+    strange[23] ^= 1;
+    world.send("cloud", &strange);
+    let cloud = world.gateway("cloud");
+    assert_eq!((cloud.drops(Reason::UnrelatedIcmp), cloud.drops(Reason::Malformed)), (1, 1));
 }
 
 #[test]
@@ -368,6 +382,47 @@ fn fragments_arrive_in_any_order_also_the_last_first() {
             std::net::Ipv4Addr::new(delivered[0][12], delivered[0][13], delivered[0][14], delivered[0][15]);
         let right = header.calc_checksum_ipv4_raw(source.octets(), [10, 0, 0, 5], &payload).expect("length");
         assert_eq!(right, header.checksum);
+    }
+}
+
+#[test]
+fn the_tails_of_a_first_fragment_over_its_rate_are_dropped_with_it() {
+    for [tails_first, from_cloud] in [[false, false], [true, false], [false, true], [true, true]] {
+        let mut world = world();
+        let mut cloud = cloud_settings();
+        // A burst of 65,535 bytes, and 1,000 bytes a second.
+        cloud.exposures[0].limits = vp::addr::Limits { bits_per_second: Some(8000), ..Default::default() };
+        let now = world.now;
+        world.gateway("cloud").node.configure(cloud, now).expect("settings");
+        let web = world.gateway("factory").presence("web.cloud");
+        world.send("factory", &udp((plc(), 5000), (web, 53), b"query"));
+        world.run(Duration::from_millis(20));
+        let caller = read(&world.gateway("cloud").take_one()).from;
+        let (site, from, to) = match from_cloud {
+            true => ("cloud", (address("10.0.0.5"), 53), caller),
+            false => ("factory", (plc(), 5000), (web, 53)),
+        };
+        for _ in 0..46 {
+            world.send(site, &udp(from, to, &[7; 1380]));
+        }
+        world.run(Duration::from_millis(20));
+        let before = world.gateway("cloud").drops(Reason::RateLimit);
+        world.gateway("cloud").take_delivered();
+        world.gateway("factory").take_delivered();
+        let mut parts = fragments(&udp(from, to, &[7; 1500]), 1200);
+        if tails_first {
+            parts.reverse();
+        }
+        // The second one is so small that there is room for it.
+        for part in parts {
+            world.send(site, &part);
+            world.run(Duration::from_millis(20));
+        }
+        assert!(
+            world.gateway("factory").take_delivered().is_empty() && world.gateway("cloud").take_delivered().is_empty()
+        );
+        assert_eq!(world.gateway("cloud").drops(Reason::RateLimit) - before, 2);
+        assert_eq!(world.gateway("cloud").drops(Reason::Fragment), 0);
     }
 }
 
