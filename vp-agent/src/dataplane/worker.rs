@@ -191,6 +191,9 @@ impl Worker {
             }
             self.plane.node.handle_datagrams(from, bytes, stride, &mut self.output, self.now);
         }
+        if messages < self.receive_limit {
+            self.codel.emptied();
+        }
         self.plane.node.handle_batch_end(&mut self.output, self.now);
         self.flush();
         let is_joined = bytes > messages * JOINED_BYTES;
