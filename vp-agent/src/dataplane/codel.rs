@@ -52,7 +52,7 @@ impl Codel {
         }
     }
 
-    /// Nothing waits any more: what comes next is another queue.
+    /// Nothing waited for a moment: what comes next is another queue.
     pub(super) fn emptied(&mut self) {
         (self.late, self.next) = (None, None);
     }

@@ -60,6 +60,8 @@ pub(super) struct Worker {
     /// Lease changes that the journal has not taken yet, in their order, and when to try again.
     unkept: VecDeque<(Grant, bool)>,
     keep_next: Option<Instant>,
+    /// When there was nothing left to do.
+    rested: Instant,
     now: Instant,
 }
 
@@ -85,6 +87,7 @@ impl Worker {
             handle,
             unkept: VecDeque::new(),
             keep_next: None,
+            rested: Instant::now(),
             now: Instant::now(),
         }
     }
@@ -94,6 +97,7 @@ impl Worker {
         // What the node has to say from its start, before anything happens.
         self.flush();
         while !self.handle.stop.load(Ordering::Relaxed) {
+            self.rested = Instant::now();
             let ready = poller.wait(self.timeout())?;
             self.now = Instant::now();
             if ready.has(Token::Udp) {
@@ -183,6 +187,10 @@ impl Worker {
                 self.flush();
             }
             let Some(Message { from, mut bytes, stride, waited }) = self.receiver.message(index) else { continue };
+            // The oldest came after all was done.
+            if index == 0 && waited < self.now.duration_since(self.rested) {
+                self.codel.emptied();
+            }
             // A message as large as a stream's is the stream's own, and the last datagram of it.
             if self.codel.drops(waited, self.now) && bytes.len() >= FLUSH_BYTES {
                 let kept = (bytes.len() - 1) / stride.max(1) * stride;
@@ -190,9 +198,6 @@ impl Worker {
                 count(&self.handle.counters.congestion_drops, 1);
             }
             self.plane.node.handle_datagrams(from, bytes, stride, &mut self.output, self.now);
-        }
-        if messages < self.receive_limit {
-            self.codel.emptied();
         }
         self.plane.node.handle_batch_end(&mut self.output, self.now);
         self.flush();
