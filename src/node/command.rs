@@ -197,7 +197,8 @@ impl Node {
                 }
             }
         }
-        let granted = self.exposed.set(&self.settings.exposures, &mut self.leases, now)?;
+        let granted = self.exposed.set(&self.settings.exposures, &mut self.leases, now);
+        let granted = granted.map_err(|(service, error)| SettingsError::Exposure { service, error })?;
         self.events.extend(granted.into_iter().map(Event::Granted));
         let gone = |holder: &&Holder| match holder {
             Holder::ServiceIndex { service } => self.exposed.by_name(service).is_none(),

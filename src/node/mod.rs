@@ -80,6 +80,8 @@ pub enum SettingsError {
     Lease(#[from] crate::addr::LeaseError),
     #[error("peer {0}: {1}")]
     Tunnel(Name, crate::tunnel::TunnelError),
+    #[error("service {service}: {error}")]
+    Exposure { service: Name, error: crate::addr::LeaseError },
     #[error("{service} at {address}: {error}")]
     Mapping { service: ServiceName, address: IpAddr, error: crate::addr::LeaseError },
 }
