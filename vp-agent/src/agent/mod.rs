@@ -167,8 +167,10 @@ impl Agent {
             self.put_back(&mut wanted, before).await;
             return Err(error);
         }
+        let socket = wanted.config.socket.clone();
         drop(wanted);
         self.endpoints_changed.notify_one();
+        warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
         warnings.extend(self.audit.reopen().await.err());
         self.tell("configuration", "the file was read again".to_owned());
         Ok(warnings)
