@@ -119,6 +119,8 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
     let lost = counter(figures.events_lost + counters.events_lost.load(Ordering::Relaxed));
     registry.register("events_lost", "Events that found no room on their way to the audit log", lost);
     registry.register("audit_lost", "Audit lines that could not be written", counter(audit_lost));
+    let control_lost = counter(agent.control.packets_lost());
+    registry.register("control_packets_lost", "Packets between agents that found no room", control_lost);
     registry.register("send_errors", "Sends to the network that failed", counted(&counters.send_errors));
     registry.register("tun_write_errors", "Writes to the TUN that failed", counted(&counters.tun_write_errors));
     registry.register("journal_errors", "Leases that could not be kept", counted(&counters.journal_errors));
