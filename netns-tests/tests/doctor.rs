@@ -5,8 +5,10 @@
 //! ```
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::{Agent, Families, Plan, Setup, World, story};
+use netns_tests::{Agent, Families, Namespace, Plan, Setup, World, story};
+use socket2::{Domain, Protocol, Socket, Type};
 use std::fs::{Permissions, set_permissions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 
 /// A switch below /proc/sys, its good value and its bad one, and what the finding is called and speaks of.
@@ -43,6 +45,9 @@ fn the_doctor_names_what_is_wrong_with_the_host() {
         gateway.sysctl("net/ipv4/conf/all/rp_filter", "2")?;
         ensure!(findings(agent)? == well);
 
+        let plants = make_legacy_table(gateway)?;
+        ensure!(!plants || findings(agent)?.contains("legacy-iptables"), "{}", findings(agent)?);
+
         let key = agent.directory().join("site.key");
         set_permissions(&key, Permissions::from_mode(0o644))?;
         let found = findings(agent)?;
@@ -56,4 +61,21 @@ fn findings(agent: &Agent) -> Result<String> {
     let output = agent.ctl_output("-o json doctor")?;
     let found: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     Ok(found.as_array().context("findings")?.iter().map(|finding| format!("{finding}\n")).collect())
+}
+
+/// As any look by iptables-legacy does. False where the kernel has none.
+fn make_legacy_table(machine: &Namespace) -> Result<bool> {
+    const IPT_SO_GET_INFO: libc::c_int = 64;
+    const INFO_BYTES: usize = 84;
+    machine.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        let mut info = [0_u8; INFO_BYTES];
+        info[..6].copy_from_slice(b"filter");
+        let mut bytes = u32::try_from(INFO_BYTES)?;
+        let (level, option) = (libc::IPPROTO_IP, IPT_SO_GET_INFO);
+        // SAFETY: the kernel reads and writes at most `bytes` of the array, which lives through the call.
+        let result =
+            unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, info.as_mut_ptr().cast(), &raw mut bytes) };
+        Ok(result == 0)
+    })?
 }
