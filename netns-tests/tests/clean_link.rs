@@ -57,6 +57,11 @@ fn datagrams_of_a_flow_come_and_return_in_their_order_and_all_of_them() {
             let dropped = status["drops"].as_object().context("drops")?.iter().filter(|(_, count)| **count != 0);
             let dropped: Vec<_> = dropped.collect();
             ensure!(dropped.is_empty(), "{}: {dropped:?}", agent.config.site);
+            for way in ["receive", "transmit"] {
+                // A few more of them are the agents' own.
+                let (packets, sent) = (agent.figure(&format!("vp_peer_{way}_packets_total"))?, u64::from(DATAGRAMS));
+                ensure!((sent..sent + 500).contains(&packets), "{packets} packets: {way}");
+            }
             ensure!(agent.figure("vp_congestion_drops_total")? == 0, "{}: a queue stood", agent.config.site);
         }
         Ok(())

@@ -133,6 +133,8 @@ pub struct TunnelReport {
     /// Of authentic datagrams with all their headers but UDP's and IP's, as `wg show` counts.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
 }
 
 /// The tunnels of one gateway, all on its one key.
