@@ -1,6 +1,6 @@
-//! The README says what is so: its list of reasons is the core's.
+//! The README says what is so: its lists of reasons are the core's.
 
-use vp::node::Reason;
+use vp::node::{FlowEnd, Reason};
 
 #[test]
 fn the_readme_has_every_reason_in_the_words_of_the_code() {
@@ -13,4 +13,13 @@ fn the_readme_has_every_reason_in_the_words_of_the_code() {
     let section = readme.split("## Why something did not pass").nth(1).and_then(|rest| rest.split("\n## ").next());
     let rows = section.expect("the section").lines().filter(|line| line.starts_with("| `")).count();
     assert_eq!(rows, Reason::ALL.len());
+}
+
+#[test]
+fn the_readme_has_every_way_in_which_a_flow_ends() {
+    let section = include_str!("../README.md").split("## The audit log").nth(1).expect("the section");
+    let section = section.split("\n## ").next().expect("its text");
+    for end in FlowEnd::ALL {
+        assert!(section.contains(&format!("`{}`", end.word())), "{end:?}");
+    }
 }

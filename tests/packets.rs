@@ -710,7 +710,7 @@ fn errors_that_do_not_hold_are_refused() {
     assert!(quote(&sent[..27]).is_err(), "less than 8 bytes of layer 4");
     let mut wrong = sent.clone();
     wrong[10] ^= 1;
-    assert_eq!(quote(&wrong), Err(ParseError::Malformed), "checksum of the quoted header");
+    assert_eq!(quote(&wrong), Err(ParseError::IcmpOther), "checksum of the quoted header");
     let mut udp = sent.clone();
     udp[26] ^= 1;
     assert!(quote(&udp).is_ok(), "a wrong quoted layer-4 checksum does not matter");

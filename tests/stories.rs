@@ -258,6 +258,20 @@ fn port_unreachable_reaches_the_caller_and_shows_no_foreign_address() {
     let quoted = etherparse::Ipv4HeaderSlice::from_slice(&told_seen.payload).expect("quoted").to_header();
     assert_eq!((IpAddr::from(quoted.source), IpAddr::from(quoted.destination)), (plc(), web));
     assert_eq!(quoted.calc_header_checksum(), quoted.header_checksum);
+    // The error itself is right; what it quotes is no packet that went by.
+    let mut strange = error.clone();
+    strange[28 + 8] ^= 1;
+    let checksum = u16::from_be_bytes([strange[22], strange[23]]);
+    strange[22..24].copy_from_slice(&[0; 2]);
+    let words = strange[20..].chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
+    let sum = words.fold(0, |sum, word| (sum + word) % 0xffff);
+    strange[22..24].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    assert_ne!(checksum, !(sum as u16));
+    world.send("cloud", &strange);
+    strange[23] ^= 1;
+    world.send("cloud", &strange);
+    let cloud = world.gateway("cloud");
+    assert_eq!((cloud.drops(Reason::UnrelatedIcmp), cloud.drops(Reason::Malformed)), (1, 1));
 }
 
 #[test]
@@ -372,6 +386,47 @@ fn fragments_arrive_in_any_order_also_the_last_first() {
 }
 
 #[test]
+fn the_tails_of_a_first_fragment_over_its_rate_are_dropped_with_it() {
+    for [tails_first, from_cloud] in [[false, false], [true, false], [false, true], [true, true]] {
+        let mut world = world();
+        let mut cloud = cloud_settings();
+        // A burst of 65,535 bytes, and 1,000 bytes a second.
+        cloud.exposures[0].limits = vp::addr::Limits { bits_per_second: Some(8000), ..Default::default() };
+        let now = world.now;
+        world.gateway("cloud").node.configure(cloud, now).expect("settings");
+        let web = world.gateway("factory").presence("web.cloud");
+        world.send("factory", &udp((plc(), 5000), (web, 53), b"query"));
+        world.run(Duration::from_millis(20));
+        let caller = read(&world.gateway("cloud").take_one()).from;
+        let (site, from, to) = match from_cloud {
+            true => ("cloud", (address("10.0.0.5"), 53), caller),
+            false => ("factory", (plc(), 5000), (web, 53)),
+        };
+        for _ in 0..46 {
+            world.send(site, &udp(from, to, &[7; 1380]));
+        }
+        world.run(Duration::from_millis(20));
+        let before = world.gateway("cloud").drops(Reason::RateLimit);
+        world.gateway("cloud").take_delivered();
+        world.gateway("factory").take_delivered();
+        let mut parts = fragments(&udp(from, to, &[7; 1500]), 1200);
+        if tails_first {
+            parts.reverse();
+        }
+        // The second one is so small that there is room for it.
+        for part in parts {
+            world.send(site, &part);
+            world.run(Duration::from_millis(20));
+        }
+        assert!(
+            world.gateway("factory").take_delivered().is_empty() && world.gateway("cloud").take_delivered().is_empty()
+        );
+        assert_eq!(world.gateway("cloud").drops(Reason::RateLimit) - before, 2);
+        assert_eq!(world.gateway("cloud").drops(Reason::Fragment), 0);
+    }
+}
+
+#[test]
 fn a_packet_too_large_for_the_tunnel_is_answered_or_fragmented() {
     let mut world = world();
     let web = world.gateway("factory").presence("web.cloud");
@@ -426,6 +481,29 @@ fn a_flow_that_stays_allowed_is_recorded_with_the_rule_that_allows_it_now() {
 }
 
 #[test]
+fn a_reload_does_not_fill_the_rates_of_what_it_leaves_alone() {
+    let mut world = world();
+    let mut cloud = cloud_settings();
+    cloud.exposures[0].limits = vp::addr::Limits { new_flows_per_second: Some(2), ..Default::default() };
+    let passed = |world: &mut World, cloud: &vp::node::Settings, port: u16| {
+        let now = world.now;
+        world.gateway("cloud").node.configure(cloud.clone(), now).expect("settings");
+        let web = world.gateway("factory").presence("web.cloud");
+        for port in port..port + 4 {
+            world.send("factory", &udp((plc(), port), (web, 53), b"query"));
+        }
+        world.run(Duration::from_millis(20));
+        world.gateway("cloud").take_delivered().len()
+    };
+    assert_eq!(passed(&mut world, &cloud, 5000), 2);
+    cloud.exposures.pop();
+    assert_eq!(passed(&mut world, &cloud, 5010), 0);
+    // Another limit is another bucket.
+    cloud.exposures[0].limits.new_flows_per_second = Some(3);
+    assert_eq!(passed(&mut world, &cloud, 5020), 3);
+}
+
+#[test]
 fn an_offer_that_does_not_fit_a_fixed_address_neither_takes_others_nor_blocks_a_reload() {
     let mut world = World::new();
     world.start("cloud", CLOUD, 1, cloud_settings());
@@ -449,6 +527,47 @@ fn an_offer_that_does_not_fit_a_fixed_address_neither_takes_others_nor_blocks_a_
     let error = gateway.node.configure(factory, now).expect_err("taken").to_string();
     assert_eq!(error, "web.cloud at 10.0.1.1: 10.0.1.1/32 is held by the gateway");
     assert_eq!(gateway.node.peers(now).first().map(|(_, peer)| peer.state.clone()).as_deref(), Some("up"));
+}
+
+#[test]
+fn a_refused_change_of_everything_ends_no_flow_and_moves_no_address() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    let now = world.now;
+    let fixed = |service: &str, at: &str| vp::node::Mapping { address: Some(address(at)), ..mapping(service) };
+    let weak = vp::node::PeerSettings { public_key: [0; 32], ..peer("other", 9, None) };
+    for (site, old) in [("cloud", cloud_settings()), ("factory", factory_settings())] {
+        let gateway = world.gateway(site);
+        let addresses = |gateway: &Gateway| (gateway.node.presence_blocks(), gateway.node.presences());
+        let before = addresses(gateway);
+        gateway.events.clear();
+        // Another pool, no service, no peer and no mapping of before, each of which would end the flow.
+        let nothing = vp::node::Settings { flows_max: old.flows_max, ..settings(site, &["10.7.0.0/24"]) };
+        let clash = ["one.other", "another.other"].map(|service| fixed(service, "10.7.0.9")).to_vec();
+        let refused = [
+            vp::node::Settings { mappings: clash, ..nothing.clone() },
+            vp::node::Settings { peers: vec![weak.clone()], ..nothing },
+        ];
+        for settings in refused {
+            gateway.node.configure(settings, now).expect_err("refused");
+        }
+        assert_eq!(addresses(gateway), before);
+        assert_eq!(gateway.node.settings(), &old);
+        assert!(gateway.node.poll_event().is_none());
+        // What was in force is judged again, and confirmed.
+        gateway.node.configure(old, now).expect("settings");
+    }
+    world.run(Duration::from_secs(2));
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"request"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("cloud").take_one()).from, (caller, 4000));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "PA", 501, 108, b"answer"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("factory").take_one()).payload, b"answer");
+    for site in ["cloud", "factory"] {
+        let gateway = world.gateway(site);
+        assert!(!gateway.events.iter().any(|event| matches!(event, Event::FlowClosed { .. } | Event::FlowOpened(_))));
+    }
 }
 
 #[test]

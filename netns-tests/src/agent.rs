@@ -158,6 +158,21 @@ impl Agent {
         Ok(self.status()?["drops"][reason].as_u64().unwrap_or(0))
     }
 
+    /// A figure of `/metrics`: the sum over its labels.
+    pub fn figure(&self, name: &str) -> Result<u64> {
+        let socket = self.socket();
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "--fail", "-m", "20", "http://vp/metrics", "--unix-socket"]).arg(socket);
+        let output = curl.output()?;
+        ensure!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let of_name = |line: &&str| line.starts_with(name) && line[name.len()..].starts_with([' ', '{']);
+        let values: Vec<f64> =
+            text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+        ensure!(!values.is_empty(), "{name} is not among the figures:\n{text}");
+        Ok(values.iter().sum::<f64>() as u64)
+    }
+
     /// The address that stands for this service here, as soon as it is usable.
     pub fn presence(&self, service: &str) -> Result<std::net::IpAddr> {
         wait::wait_for(&format!("the presence of {service} at {}", self.config.site), || {

@@ -94,6 +94,20 @@ impl Site {
         internet.limit_mtu(machine, &self.uplink, mtu)
     }
 
+    /// Makes the site's LAN with these hosts, and its link to the internet, carry `mtu`.
+    pub fn set_mtu(&self, internet: &Internet, hosts: &[&Host], mtu: u16) -> Result<()> {
+        self.limit_mtu(internet, mtu)?;
+        let access = self.access.iter().map(|access| &access.namespace);
+        for machine in hosts.iter().map(|host| &host.namespace).chain(access).chain([&self.gateway, &self.lan]) {
+            let links = machine.sh("ip -o link show type veth")?;
+            // NUMBER: NAME@PEER: and more.
+            let names = links.lines().filter_map(|line| line.split([' ', '@']).nth(1));
+            let lines: Vec<String> = names.map(|name| format!("link set {name} mtu {mtu}")).collect();
+            machine.ip(&lines.join("\n"))?;
+        }
+        Ok(())
+    }
+
     fn plug(&self, machine: &Namespace, interface: &str, number: u32) -> Result<Vec<IpAddr>> {
         let port = {
             let mut hosts = self.hosts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

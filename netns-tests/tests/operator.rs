@@ -51,6 +51,10 @@ fn an_operator_maps_asks_and_unmaps() {
         for wanted in ["started", "peer-up", "configuration", "flow-opened"] {
             ensure!(events.iter().any(|event| event["event"] == wanted), "no {wanted} in {events:?}");
         }
+        for wanted in ["peer cloud: the control channel is open", "peer cloud: its offer was taken, services: 1"] {
+            ensure!(factory.process().log().contains(wanted), "{}", factory.process().log());
+        }
+        ensure!(factory.figure("vp_control_packets_lost_total")? == 0);
         let key = File::open(cloud.directory().join("site.key"))?;
         let output = Command::new(agent::binary("vp-ctl")?).args(["key", "public"]).stdin(key).output()?;
         ensure!(String::from_utf8_lossy(&output.stdout).trim() == cloud.key.public());

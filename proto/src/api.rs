@@ -68,6 +68,11 @@ pub struct PeerStatus {
     pub rtt_ms: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+    /// Datagrams, those of handshakes included.
+    #[serde(default)]
+    pub rx_packets: u64,
+    #[serde(default)]
+    pub tx_packets: u64,
     /// The control channel: `open`, `closed`, or `none` for a stock peer.
     pub control: String,
     pub offered_services: u32,

@@ -50,6 +50,8 @@ pub struct Grant {
 pub enum LeaseError {
     #[error("the pool is full")]
     PoolFull,
+    #[error("no addresses inside tunnels are left for it")]
+    WireUsedUp,
     #[error("all services of one site may take half of the pool, and they have")]
     ShareUsedUp,
     #[error("{0} is not in the pool, or is its network or broadcast address")]
@@ -67,7 +69,7 @@ struct Held {
 }
 
 /// Every lease of a site, and what was given up lately.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Leases {
     held: BTreeMap<Holder, IpNet>,
     taken: Space,
@@ -201,7 +203,10 @@ impl Leases {
                 Some(by) => return Err(LeaseError::Taken { block, by: by.clone() }),
                 None => block,
             },
-            None => self.find(holder, pool, host_bits, now).ok_or(LeaseError::PoolFull)?,
+            None => self.find(holder, pool, host_bits, now).ok_or(match kind {
+                Kind::Pool(_) => LeaseError::PoolFull,
+                Kind::ServiceIndex | Kind::CallerIndex => LeaseError::WireUsedUp,
+            })?,
         };
         self.release(holder, now);
         let grant = Grant { holder: holder.clone(), block };

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 /// A service of this site. Its number stays the same as long as it is exposed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Exposed {
     pub exposure: Exposure,
     /// First wire index; a prefix has one for each of its addresses.
@@ -18,7 +18,7 @@ pub struct Exposed {
     pub flows: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ExposedServices {
     services: BTreeMap<u32, Exposed>,
     /// Numbers are not used again: an old flow's number must never mean another service.
@@ -92,13 +92,13 @@ impl Exposed {
 }
 
 impl ExposedServices {
-    /// Makes it so; numbers, leases and counts of what stays are kept. Leases of what went are given up.
+    /// Makes it so; numbers, leases and counts of what stays are kept. Or the service that cannot be.
     pub fn set(
         &mut self,
         exposures: &[Exposure],
         leases: &mut Leases,
         now: Instant,
-    ) -> Result<Vec<crate::addr::Grant>, LeaseError> {
+    ) -> Result<Vec<crate::addr::Grant>, (Name, LeaseError)> {
         let mut granted = Vec::new();
         let mut next = BTreeMap::new();
         for exposure in exposures {
@@ -107,7 +107,8 @@ impl ExposedServices {
                 Target::Prefix(prefix) => prefix.max_prefix_len() - prefix.prefix_len(),
             };
             let holder = Holder::ServiceIndex { service: exposure.name.clone() };
-            let (grant, is_new) = leases.grant(&holder, &Pool::default(), host_bits, None, now)?;
+            let lease = leases.grant(&holder, &Pool::default(), host_bits, None, now);
+            let (grant, is_new) = lease.map_err(|error| (exposure.name.clone(), error))?;
             let Some((_, index)) = wire::parse(grant.block.addr()) else { continue };
             if is_new {
                 granted.push(grant);

@@ -21,7 +21,7 @@ const POOL_SHARE: usize = 2;
 const SHARE_MAX: usize = 1 << 16;
 
 /// A service presence. Its number stays the same as long as it is mapped.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Presence {
     pub service: ServiceName,
     pub block: IpNet,
@@ -37,7 +37,7 @@ pub struct PeerOffer {
     by_index: BTreeMap<u16, usize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Presences {
     presences: BTreeMap<u32, Presence>,
     /// Numbers are not used again: an old flow's number must never mean another presence.

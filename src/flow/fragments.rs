@@ -45,6 +45,8 @@ pub enum Tail {
     /// It waits for the first.
     Held,
     Refused,
+    /// Its flow may not send so much: the first was dropped for it.
+    OverRate,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +74,7 @@ enum Decision {
     Open,
     Pass(Verdict),
     Refused,
+    OverRate,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,6 +119,15 @@ impl Fragments {
         self.at(datagram.door, now, |share| {
             share.state(datagram, now);
             share.give_up(&datagram, Inconsistent::GivenUp);
+        });
+    }
+
+    /// The first fragment was allowed and then dropped, for its flow sends too much: the others would be no use.
+    pub fn over_rate(&mut self, datagram: &Datagram, now: Instant) {
+        self.at(datagram.door, now, |share| {
+            if let Some(state) = share.datagrams.get_mut(datagram) {
+                state.decision = Decision::OverRate;
+            }
         });
     }
 
@@ -196,6 +208,10 @@ impl Share {
                 Tail::Pass(verdict)
             }
             Decision::Refused => Tail::Refused,
+            Decision::OverRate => {
+                self.finish(&datagram);
+                Tail::OverRate
+            }
             Decision::Open if no_room => Tail::Refused,
             Decision::Open => {
                 state.held.push(packet.to_vec());

@@ -258,7 +258,7 @@ impl Node {
         }
         let first = self.leases.grant(holder, &self.settings.pool, 0, None, now);
         let granted = match first {
-            Err(LeaseError::PoolFull) if self.reclaim(holder, now) => {
+            Err(LeaseError::PoolFull | LeaseError::WireUsedUp) if self.reclaim(holder, now) => {
                 self.leases.grant(holder, &self.settings.pool, 0, None, now)
             }
             first => first,

@@ -1,9 +1,9 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
-use super::{Event, FlowEnd, Node, OfferError, Output, Peer, PeerSettings, Peers, REJECTS_PER_SECOND, Rates};
+use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
 use super::{Settings, SettingsError, Sweep};
-use crate::addr::{Family, Grant, Holder, Leases, Name, PeerId};
-use crate::catalogue::{Callers, ExposedServices, Exposure, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
+use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
+use crate::catalogue::{Callers, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
 use crate::flow::{Flow, Table};
 use crate::policy::Bucket;
 use crate::tunnel::{TunnelSettings, Tunnels};
@@ -62,18 +62,29 @@ impl Node {
         Ok(node)
     }
 
-    /// Replaces what the operator wants. Flows that are still allowed go on. When it fails, nothing changed that
-    /// packets can see.
+    /// Replaces what the operator wants. Flows that are still allowed go on. When it fails, nothing changed.
     pub fn configure(&mut self, settings: Settings, now: Instant) -> Result<(), SettingsError> {
-        let before = self.offered();
-        let previous = std::mem::replace(&mut self.settings, settings);
-        if let Err(error) = self.apply(&previous.mappings, now) {
-            let known = previous.mappings.clone();
-            self.settings = previous;
-            // What was in force had what it needed, and still has.
-            self.apply(&known, now).ok();
-            return Err(error);
+        for peer in settings.peers.iter().filter(|peer| self.peers.by_key(&peer.public_key).is_none()) {
+            let refused = |error| SettingsError::Tunnel(peer.identity.site.clone(), error);
+            self.tunnels.check(&peer.public_key).map_err(refused)?;
         }
+        let before = self.offered();
+        let kept = self.keep_for(&settings);
+        let previous = std::mem::replace(&mut self.settings, settings);
+        let outside = match self.apply_addresses(&previous.mappings, now) {
+            Ok(outside) => outside,
+            Err(error) => {
+                self.settings = previous;
+                self.put_back(kept, now);
+                return Err(error);
+            }
+        };
+        // From here on nothing fails: what goes may end.
+        self.forget_callers(&outside, now);
+        self.apply_rates(now);
+        self.apply_peers(now);
+        // Offers may have gone with their peers.
+        self.apply_mappings(now);
         self.table.set_capacity(self.settings.flows_max);
         let changed = self.offered().changed_since(&before);
         self.events.extend(changed.into_iter().map(Event::OfferChanged));
@@ -81,10 +92,10 @@ impl Node {
         Ok(())
     }
 
-    /// Peers come last: what cannot be given addresses ends no session. A mapping that was `known` before is not what is
-    /// wrong with a change when it has no address, for that may be its peer's doing.
-    fn apply(&mut self, known: &[Mapping], now: Instant) -> Result<(), SettingsError> {
-        self.apply_leases(now)?;
+    /// Gives everything that is wanted its address. A mapping that was `known` before is not what is wrong with a change
+    /// when it has none, for that may be its peer's doing. Who held what is no longer in the pool.
+    pub(super) fn apply_addresses(&mut self, known: &[Mapping], now: Instant) -> Result<Vec<Holder>, SettingsError> {
+        let outside = self.apply_leases(now)?;
         let mut sites = self.presences.configure(&self.settings.mappings);
         if self.pool.as_ref() != Some(&self.settings.pool) {
             sites.extend(self.presences.sites());
@@ -98,22 +109,33 @@ impl Node {
             let (service, error) = (service.clone(), error.clone());
             return Err(SettingsError::Mapping { service, address, error });
         }
-        let peers = std::mem::take(&mut self.settings.peers);
-        let applied = self.apply_peers(&peers, now);
-        self.settings.peers = peers;
-        // Offers may have gone with their peers.
-        self.apply_mappings(now);
-        applied
+        Ok(outside)
     }
 
-    fn apply_peers(&mut self, wanted: &[PeerSettings], now: Instant) -> Result<(), SettingsError> {
+    /// The flows of callers whose presence is no longer in the pool end.
+    fn forget_callers(&mut self, outside: &[Holder], now: Instant) {
+        let numbers: BTreeSet<u32> = outside.iter().filter_map(|holder| self.callers.known(holder)).collect();
+        let flows = outside.iter().map(|holder| self.callers.flows(holder) as usize).sum();
+        self.end_flows(flows, |flow| numbers.contains(&flow.owner.caller), now);
+        outside.iter().for_each(|holder| self.callers.remove(holder));
+    }
+
+    fn apply_rates(&mut self, now: Instant) {
+        let mut known = std::mem::take(&mut self.rates);
+        let limited = self.exposed.iter().map(|(number, service)| (number, service.exposure.limits));
+        let rates = limited.filter_map(|(number, limits)| Some((number, rates(limits, known.remove(&number), now)?)));
+        self.rates = rates.collect();
+    }
+
+    fn apply_peers(&mut self, now: Instant) {
+        let wanted = std::mem::take(&mut self.settings.peers);
         let keys: BTreeSet<&[u8; 32]> = wanted.iter().map(|peer| &peer.public_key).collect();
         let gone = self.peers.iter().filter(|(_, peer)| !keys.contains(&peer.settings.public_key));
         let gone: BTreeSet<PeerId> = gone.map(|(id, _)| id).collect();
         let flows = gone.iter().filter_map(|peer| self.peer(*peer)).map(|peer| peer.flows as usize).sum();
         self.end_flows(flows, |flow| gone.contains(&flow.peer), now);
         gone.into_iter().for_each(|peer| self.remove_peer(peer));
-        for settings in wanted {
+        for settings in &wanted {
             let peer = self.peers.by_key(&settings.public_key).unwrap_or_else(|| self.peers.next());
             let known = self.peer(peer);
             if known.is_some_and(|known| known.settings == *settings) {
@@ -129,14 +151,12 @@ impl Node {
                 // Its control channel brings its offer, and mappings wait for that.
                 held: !settings.stock,
             };
-            let refused = |error: crate::tunnel::TunnelError| {
-                SettingsError::Tunnel(settings.identity.site.clone(), error.to_string())
-            };
-            self.tunnels.add(peer, tunnel, now).map_err(refused)?;
+            // Its key was checked before anything was changed.
+            let Ok(()) = self.tunnels.add(peer, tunnel, now) else { continue };
             moved.into_iter().for_each(|site| self.forget_offer(peer, site));
             self.peers.put(peer, Peer { settings: settings.clone(), flows });
         }
-        Ok(())
+        self.settings.peers = wanted;
     }
 
     /// Its flows have ended.
@@ -155,21 +175,18 @@ impl Node {
         }
     }
 
-    /// The gateway's own presences, the services' wire indices, and those of named clients.
-    fn apply_leases(&mut self, now: Instant) -> Result<(), SettingsError> {
+    /// The gateway's own presences, the services' wire indices, and those of named clients. Who held what is no longer
+    /// in the pool.
+    fn apply_leases(&mut self, now: Instant) -> Result<Vec<Holder>, SettingsError> {
         self.leases.look_again();
         let pool = &self.settings.pool;
         // The pool may have become another: what lies outside it is given up.
         let outside = self.leases.blocks().filter(|(holder, block)| is_outside(holder, block, pool));
         let outside: Vec<Holder> = outside.map(|(holder, _)| holder.clone()).collect();
-        let numbers: BTreeSet<u32> = outside.iter().filter_map(|holder| self.callers.known(holder)).collect();
-        let flows = outside.iter().map(|holder| self.callers.flows(holder) as usize).sum();
-        self.end_flows(flows, |flow| numbers.contains(&flow.owner.caller), now);
-        for holder in outside {
-            if let Some(grant) = self.leases.release(&holder, now) {
+        for holder in &outside {
+            if let Some(grant) = self.leases.release(holder, now) {
                 self.events.push_back(Event::Released(grant));
             }
-            self.callers.remove(&holder);
         }
         let pool = &self.settings.pool;
         for family in Family::BOTH {
@@ -180,7 +197,8 @@ impl Node {
                 }
             }
         }
-        let granted = self.exposed.set(&self.settings.exposures, &mut self.leases, now)?;
+        let granted = self.exposed.set(&self.settings.exposures, &mut self.leases, now);
+        let granted = granted.map_err(|(service, error)| SettingsError::Exposure { service, error })?;
         self.events.extend(granted.into_iter().map(Event::Granted));
         let gone = |holder: &&Holder| match holder {
             Holder::ServiceIndex { service } => self.exposed.by_name(service).is_none(),
@@ -203,8 +221,7 @@ impl Node {
                 self.events.push_back(Event::Granted(grant));
             }
         }
-        self.rates = self.exposed.iter().filter_map(|(n, s)| Some((n, rates(&s.exposure, now)?))).collect();
-        Ok(())
+        Ok(outside)
     }
 
     /// Joins mappings with offers, of the sites where something changed. Those that got no address are tried again, for
@@ -274,7 +291,7 @@ impl Node {
     }
 }
 
-fn is_outside(holder: &Holder, block: &IpNet, pool: &crate::addr::Pool) -> bool {
+fn is_outside(holder: &Holder, block: &IpNet, pool: &Pool) -> bool {
     match holder {
         Holder::Gateway { .. } | Holder::ServicePresence { .. } | Holder::CallerPresence { .. } => !pool.allows(block),
         Holder::ServiceIndex { .. } | Holder::CallerIndex { .. } => false,
@@ -282,12 +299,16 @@ fn is_outside(holder: &Holder, block: &IpNet, pool: &crate::addr::Pool) -> bool 
 }
 
 /// A burst is a tenth of a second's worth, but a super-packet at least, or nothing of that size would ever pass.
-fn rates(exposure: &Exposure, now: Instant) -> Option<Rates> {
-    let limits = exposure.limits;
+fn rates(limits: Limits, known: Option<Rates>, now: Instant) -> Option<Rates> {
+    let (known_bits, known_flows) = known.map_or((None, None), |known| (known.bits, known.new_flows));
+    let bucket = |known: Option<Bucket>, rate: u64, burst: u64| match known {
+        Some(known) => known.resized(rate, burst, now),
+        None => Bucket::new(rate, burst, now),
+    };
     let bits = limits.bits_per_second.map(|rate| {
         let burst = (rate / 10).max(8 * super::PACKET_BYTES_MAX as u64);
-        Bucket::new(rate, burst, now)
+        bucket(known_bits, rate, burst)
     });
-    let new_flows = limits.new_flows_per_second.map(|rate| Bucket::new(rate.into(), rate.max(1).into(), now));
+    let new_flows = limits.new_flows_per_second.map(|rate| bucket(known_flows, rate.into(), rate.max(1).into()));
     (bits.is_some() || new_flows.is_some()).then_some(Rates { bits, new_flows })
 }

@@ -83,6 +83,9 @@ pub enum FlowEnd {
 }
 
 impl FlowEnd {
+    pub const ALL: [Self; 7] =
+        [Self::Closed, Self::Reset, Self::Idle, Self::Revoked, Self::Evicted, Self::Ended, Self::Stopped];
+
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {

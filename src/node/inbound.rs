@@ -73,7 +73,10 @@ impl Node {
         };
         match flow {
             Ok(id) if packet.head.fragment.is_some() => self.inbound_first(id, packet, back, now),
-            Ok(id) => self.carry_inbound(id, packet, packets, back, now),
+            Ok(id) => {
+                let carried = self.carry_inbound(id, packet, packets, back, now);
+                self.counted(carried, packets)
+            }
             Err(refused) => {
                 if let Some(datagram) = datagram(Door::Peer(peer), packet) {
                     self.fragments.refuse(datagram, now);
@@ -85,7 +88,7 @@ impl Node {
         }
     }
 
-    /// A first fragment: its tails that came before it follow it.
+    /// A first fragment: its tails that came before it follow it, or are dropped with it.
     fn inbound_first(&mut self, id: FlowId, packet: &mut Packet, back: &mut Back, now: Instant) -> bool {
         let Some((peer, site)) = self.table.get(id).map(|flow| (flow.peer, flow.site)) else { return false };
         let (Some(of), Some(fragment)) = (datagram(Door::Peer(peer), packet), packet.head.fragment) else {
@@ -95,13 +98,17 @@ impl Node {
         let Ok(held) = self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) else {
             return self.counted(Err(Reason::Fragment), 1);
         };
+        let carried = self.carry_inbound(id, packet, 1, back, now);
+        if !self.first_counted(&of, carried, held.len(), now) {
+            return false;
+        }
         for mut bytes in held {
             let Ok(mut tail) = Packet::parse(&mut bytes, packet::Offload::default()) else { continue };
             if self.carry_inbound_tail(&verdict, &mut tail, now) {
                 back.packets.push(bytes);
             }
         }
-        self.carry_inbound(id, packet, 1, back, now)
+        true
     }
 
     /// Whether the tail, now in the site's view, is to be delivered now.
@@ -113,6 +120,7 @@ impl Node {
             Tail::Pass(verdict) => Ok(self.carry_inbound_tail(&verdict, packet, now)),
             Tail::Held => Ok(false),
             Tail::Refused => Err(Reason::Fragment),
+            Tail::OverRate => Err(Reason::RateLimit),
         }
     }
 
@@ -120,33 +128,34 @@ impl Node {
         if packet.decrement_hops().is_err() {
             return self.counted(Err(Reason::TtlExpired), 1);
         }
-        if !self.record_tail(verdict, Direction::Inbound, packet, now) {
-            return false;
+        let recorded = self.record_tail(verdict, Direction::Inbound, packet, now);
+        if recorded.is_ok() {
+            translate::apply(packet, &verdict.to);
         }
-        translate::apply(packet, &verdict.to);
-        true
+        self.counted(recorded, 1)
     }
 
-    fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {
-        taken.map_err(|reason| self.drops.add(reason, u64::from(packets))).is_ok()
-    }
-
-    fn carry_inbound(&mut self, id: FlowId, packet: &mut Packet, packets: u32, back: &mut Back, now: Instant) -> bool {
-        let Some(flow) = self.table.get(id) else { return false };
+    fn carry_inbound(
+        &mut self,
+        id: FlowId,
+        packet: &mut Packet,
+        packets: u32,
+        back: &mut Back,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let flow = self.table.get(id).ok_or(Reason::Unsolicited)?;
         let (peer, site, opened_by) = (flow.peer, flow.site, flow.opened_by);
         if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Inbound {
-            return self.counted(Err(Reason::UnrelatedIcmp), packets);
+            return Err(Reason::UnrelatedIcmp);
         }
         if packet.decrement_hops().is_err() {
             self.answer_expired(peer, packet, back, now);
-            return self.counted(Err(Reason::TtlExpired), packets);
+            return Err(Reason::TtlExpired);
         }
-        if !self.record(id, Direction::Inbound, &traffic(packet, packets), now) {
-            return false;
-        }
+        self.record(id, Direction::Inbound, &traffic(packet, packets), now)?;
         packet.clamp_mss(mss(packet, self.inner_mtu()));
         translate::apply(packet, &site.reversed());
-        true
+        Ok(())
     }
 
     /// The hop limit ran out here: the caller's site shows our answer as the presence's.

@@ -8,6 +8,7 @@ mod drop;
 mod event;
 mod explain;
 mod inbound;
+mod kept;
 mod offers;
 mod outbound;
 mod peers;
@@ -78,7 +79,9 @@ pub enum SettingsError {
     #[error(transparent)]
     Lease(#[from] crate::addr::LeaseError),
     #[error("peer {0}: {1}")]
-    Tunnel(Name, String),
+    Tunnel(Name, crate::tunnel::TunnelError),
+    #[error("service {service}: {error}")]
+    Exposure { service: Name, error: crate::addr::LeaseError },
     #[error("{service} at {address}: {error}")]
     Mapping { service: ServiceName, address: IpAddr, error: crate::addr::LeaseError },
 }
@@ -235,12 +238,11 @@ impl Node {
         }
     }
 
-    /// Counts what passed and tells what it changed. False when the service's rate does not allow it.
-    fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> bool {
+    /// Counts what passed and tells what it changed. Refused when the service's rate does not allow it.
+    fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> Result<(), Reason> {
         use crate::flow::Stirred;
         if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
-            self.drops.add(Reason::RateLimit, u64::from(traffic.packets));
-            return false;
+            return Err(Reason::RateLimit);
         }
         match self.table.record(id, direction, traffic, now) {
             Stirred::Nothing | Stirred::Opened => {}
@@ -259,19 +261,38 @@ impl Node {
                 }
             }
         }
-        true
+        Ok(())
+    }
+
+    fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {
+        taken.map_err(|reason| self.drops.add(reason, u64::from(packets))).is_ok()
+    }
+
+    /// Whether the tails of a first fragment that was allowed may follow it: those of one that was over its service's rate
+    /// would be no use. `held` of them came before it.
+    fn first_counted(&mut self, of: &Datagram, carried: Result<(), Reason>, held: usize, now: Instant) -> bool {
+        if carried == Err(Reason::RateLimit) {
+            self.fragments.over_rate(of, now);
+            self.drops.add(Reason::RateLimit, held as u64);
+        }
+        self.counted(carried, 1) || carried != Err(Reason::RateLimit)
     }
 
     /// A fragment without a layer-4 header counts as its flow's, and passes only while that is there.
-    fn record_tail(&mut self, verdict: &Verdict, direction: Direction, packet: &Packet, now: Instant) -> bool {
+    fn record_tail(
+        &mut self,
+        verdict: &Verdict,
+        direction: Direction,
+        packet: &Packet,
+        now: Instant,
+    ) -> Result<(), Reason> {
         let flow = self.table.get(verdict.flow).filter(|flow| flow.peer == verdict.peer);
         let to = flow.map(|flow| match direction {
             Direction::Outbound => flow.wire,
             Direction::Inbound => flow.site.reversed(),
         });
         if to != Some(verdict.to) {
-            self.drops.count(Reason::Fragment);
-            return false;
+            return Err(Reason::Fragment);
         }
         self.record(verdict.flow, direction, &traffic(packet, 1), now)
     }

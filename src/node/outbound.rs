@@ -35,7 +35,10 @@ impl Node {
         };
         match flow {
             Ok(id) if packet.head.fragment.is_some() => self.outbound_first(id, &mut packet, output, now),
-            Ok(id) => self.carry_outbound(id, &mut packet, output, now),
+            Ok(id) => {
+                let carried = self.carry_outbound(id, &mut packet, output, now);
+                self.counted(carried, packet::segment_count(&packet));
+            }
             Err(refused) => {
                 if let Some(datagram) = datagram(Door::Site, &packet) {
                     self.fragments.refuse(datagram, now);
@@ -46,49 +49,55 @@ impl Node {
         }
     }
 
-    fn carry_outbound(&mut self, id: FlowId, packet: &mut Packet, output: &mut Output, now: Instant) {
-        let Some(flow) = self.table.get(id) else { return };
+    fn carry_outbound(
+        &mut self,
+        id: FlowId,
+        packet: &mut Packet,
+        output: &mut Output,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let flow = self.table.get(id).ok_or(Reason::Unsolicited)?;
         let (peer, wire, opened_by) = (flow.peer, flow.wire, flow.opened_by);
         if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Outbound {
-            return self.drops.count(Reason::UnrelatedIcmp);
+            return Err(Reason::UnrelatedIcmp);
         }
         if !self.tunnels.can_send(peer) {
             self.reject(packet, Reason::NoPath, output, now);
-            return self.drops.count(Reason::NoPath);
+            return Err(Reason::NoPath);
         }
         if packet.decrement_hops().is_err() {
             self.reject(packet, Reason::TtlExpired, output, now);
-            return self.drops.count(Reason::TtlExpired);
+            return Err(Reason::TtlExpired);
         }
         let mtu = self.inner_mtu();
         if packet::largest_segment(packet) > u32::from(mtu) && !packet::may_fragment(packet) {
             self.reject(packet, Reason::TooBig, output, now);
-            return self.drops.count(Reason::TooBig);
+            return Err(Reason::TooBig);
         }
         let segments = packet::segment_count(packet);
-        if !self.record(id, Direction::Outbound, &traffic(packet, segments), now) {
-            return;
-        }
+        self.record(id, Direction::Outbound, &traffic(packet, segments), now)?;
         packet.clamp_mss(mss(packet, mtu));
         translate::apply(packet, &wire);
         self.seal(peer, packet, mtu, output, now);
+        Ok(())
     }
 
-    /// A first fragment: its tails that came before it follow it.
+    /// A first fragment: its tails that came before it follow it, or are dropped with it.
     fn outbound_first(&mut self, id: FlowId, packet: &mut Packet, output: &mut Output, now: Instant) {
         let (Some(of), Some(fragment)) = (datagram(Door::Site, packet), packet.head.fragment) else { return };
         let Some(flow) = self.table.get(id) else { return };
         let verdict = Verdict { flow: id, peer: flow.peer, to: flow.wire };
-        match self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) {
-            Ok(held) => {
-                self.carry_outbound(id, packet, output, now);
-                for mut bytes in held {
-                    if let Ok(mut tail) = Packet::parse(&mut bytes, Offload::default()) {
-                        self.carry_outbound_tail(&verdict, &mut tail, output, now);
-                    }
-                }
+        let Ok(held) = self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) else {
+            return self.drops.count(Reason::Fragment);
+        };
+        let carried = self.carry_outbound(id, packet, output, now);
+        if !self.first_counted(&of, carried, held.len(), now) {
+            return;
+        }
+        for mut bytes in held {
+            if let Ok(mut tail) = Packet::parse(&mut bytes, Offload::default()) {
+                self.carry_outbound_tail(&verdict, &mut tail, output, now);
             }
-            Err(_) => self.drops.count(Reason::Fragment),
         }
     }
 
@@ -98,6 +107,7 @@ impl Node {
             Tail::Pass(verdict) => self.carry_outbound_tail(&verdict, packet, output, now),
             Tail::Held => {}
             Tail::Refused => self.drops.count(Reason::Fragment),
+            Tail::OverRate => self.drops.count(Reason::RateLimit),
         }
     }
 
@@ -105,8 +115,8 @@ impl Node {
         if packet.decrement_hops().is_err() {
             return self.drops.count(Reason::TtlExpired);
         }
-        if !self.record_tail(verdict, Direction::Outbound, packet, now) {
-            return;
+        if let Err(reason) = self.record_tail(verdict, Direction::Outbound, packet, now) {
+            return self.drops.count(reason);
         }
         translate::apply(packet, &verdict.to);
         self.seal(verdict.peer, packet, self.inner_mtu(), output, now);
@@ -131,7 +141,10 @@ impl Node {
 
     /// An ICMP error of this site, about a packet that was delivered to it.
     fn outbound_error(&mut self, packet: &mut Packet, output: &mut Output, now: Instant) {
-        let Ok(quote) = packet::quote(packet) else { return self.drops.count(Reason::Malformed) };
+        let quote = match packet::quote(packet) {
+            Ok(quote) => quote,
+            Err(error) => return self.drops.count(reject::of_parse(error)),
+        };
         let Some(id) = self.table.find(Door::Site, &quote.tuple.reversed()) else {
             return self.drops.count(Reason::UnrelatedIcmp);
         };

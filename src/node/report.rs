@@ -37,6 +37,8 @@ impl Node {
             rtt_ms: tunnel.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             rx_bytes: tunnel.rx_bytes,
             tx_bytes: tunnel.tx_bytes,
+            rx_packets: tunnel.rx_packets,
+            tx_packets: tunnel.tx_packets,
             control: if settings.stock { "none" } else { "closed" }.to_owned(),
             offered_services: u32::try_from(offered).unwrap_or(u32::MAX),
         })

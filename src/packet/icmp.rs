@@ -31,7 +31,8 @@ pub struct Quote {
     pub(crate) end: usize,
 }
 
-/// Reads an ICMP error. Wrong checksums of the message or of the quoted IPv4 header refuse it (RFC 5508 REQ-3).
+/// Reads an ICMP error. Wrong checksums of the message or of the quoted IPv4 header refuse it (RFC 5508 REQ-3); only the
+/// message itself can be malformed: what it quotes is then of no packet that could have passed.
 pub fn quote(packet: &Packet) -> Result<Quote, ParseError> {
     if !packet.checksum_is_right() {
         return Err(ParseError::Malformed);
@@ -40,12 +41,12 @@ pub fn quote(packet: &Packet) -> Result<Quote, ParseError> {
     let message = packet.layer4();
     let what = meaning(packet.head.family, message)?;
     let quoted = before_extensions(packet.head.family, what, message)?;
-    let ip = IpHead::parse(quoted)?;
+    let ip = IpHead::parse(quoted).map_err(|_| ParseError::IcmpOther)?;
     if ip.family != packet.head.family || ip.fragment.is_some_and(|fragment| fragment.offset > 0) {
         return Err(ParseError::IcmpOther);
     }
     let quoted_bytes = quoted.len().min(ip.total_bytes);
-    let layer4 = quoted.get(ip.ip_bytes..quoted_bytes).filter(|l4| l4.len() >= 8).ok_or(ParseError::Malformed)?;
+    let layer4 = quoted.get(ip.ip_bytes..quoted_bytes).filter(|l4| l4.len() >= 8).ok_or(ParseError::IcmpOther)?;
     let ports = match (ip.family, ip.protocol, layer4[0]) {
         (_, protocol::TCP | protocol::UDP, _) => (be16(layer4, 0), be16(layer4, 2)),
         (Family::V4, protocol::ICMP, 0 | 8) | (Family::V6, protocol::ICMPV6, 128 | 129) => {

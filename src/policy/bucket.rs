@@ -21,6 +21,12 @@ impl Bucket {
         Self { per_second, burst, nanotokens: u128::from(burst) * NANO, filled: now }
     }
 
+    /// This one, if that is its size, else a full one: who changes nothing gives nothing away.
+    #[must_use]
+    pub fn resized(self, per_second: u64, burst: u64, now: Instant) -> Self {
+        if (self.per_second, self.burst) == (per_second, burst) { self } else { Self::new(per_second, burst, now) }
+    }
+
     /// Takes `tokens` if they are there.
     pub fn take(&mut self, tokens: u64, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.filled).as_nanos();

@@ -133,6 +133,8 @@ pub struct TunnelReport {
     /// Of authentic datagrams with all their headers but UDP's and IP's, as `wg show` counts.
     pub rx_bytes: u64,
     pub tx_bytes: u64,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
 }
 
 /// The tunnels of one gateway, all on its one key.
@@ -183,13 +185,7 @@ impl Tunnels {
     /// A new peer, or new settings for one. A changed key, also the preshared one, ends its sessions at once: whoever
     /// changes a key may have reason not to trust the old one. A changed endpoint or keepalive does not.
     pub fn add(&mut self, peer: PeerId, settings: TunnelSettings, now: Instant) -> Result<(), TunnelError> {
-        let public = PublicKey::from(settings.public_key);
-        if public == self.public {
-            return Err(TunnelError::OwnKey);
-        }
-        if !self.private.diffie_hellman(&public).was_contributory() {
-            return Err(TunnelError::WeakKey);
-        }
+        self.check(&settings.public_key)?;
         if self.by_key.get(&settings.public_key).is_some_and(|other| *other != peer) {
             return Err(TunnelError::KnownKey);
         }
@@ -210,6 +206,18 @@ impl Tunnels {
             self.peers[number] = Some(Box::new(Peer::new(&self.private, settings, index, unlimited, now)));
         }
         self.wheel.set_now(peer.0, now);
+        Ok(())
+    }
+
+    /// Whether this can be a peer's key.
+    pub fn check(&self, public_key: &[u8; 32]) -> Result<(), TunnelError> {
+        let public = PublicKey::from(*public_key);
+        if public == self.public {
+            return Err(TunnelError::OwnKey);
+        }
+        if !self.private.diffie_hellman(&public).was_contributory() {
+            return Err(TunnelError::WeakKey);
+        }
         Ok(())
     }
 

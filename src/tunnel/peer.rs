@@ -75,6 +75,8 @@ pub(super) struct Peer {
     rtt: Option<Duration>,
     rx_bytes: u64,
     tx_bytes: u64,
+    rx_packets: u64,
+    tx_packets: u64,
 }
 
 impl Peer {
@@ -108,6 +110,8 @@ impl Peer {
             rtt: None,
             rx_bytes: 0,
             tx_bytes: 0,
+            rx_packets: 0,
+            tx_packets: 0,
         }
     }
 
@@ -147,6 +151,8 @@ impl Peer {
             rtt: self.rtt,
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
+            rx_packets: self.rx_packets,
+            tx_packets: self.tx_packets,
         }
     }
 
@@ -242,6 +248,7 @@ impl Peer {
             }
         };
         self.rx_bytes += bytes as u64;
+        self.rx_packets += 1;
         self.last_received = now;
         self.received_as_aged = self.aged;
         self.unanswered = None;
@@ -436,6 +443,7 @@ impl Peer {
     fn commit(&mut self, to: SocketAddr, bytes: usize, transmits: &mut Transmits, now: Instant) {
         transmits.commit(to, bytes);
         self.tx_bytes += bytes as u64;
+        self.tx_packets += 1;
         self.last_sent = now;
     }
 }

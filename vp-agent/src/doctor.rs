@@ -52,8 +52,12 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
 
 /// Everything: the gateway and the host around it. A healthy one has findings too, of severity `ok`.
 pub async fn examine(agent: &Agent) -> Vec<Finding> {
-    let mut findings = forwarding(agent).await;
-    findings.extend(reverse_path());
+    let interfaces = crate::netlink::HostNetworks::read().await.map(|host| host.interfaces).unwrap_or_default();
+    let interfaces: Vec<String> = interfaces.into_iter().filter(|interface| interface != "lo").collect();
+    let mut findings = forwarding(agent, &interfaces).await;
+    findings.extend(reverse_path(&interfaces));
+    findings.extend(key_file(agent).await);
+    findings.extend(legacy_tables());
     findings.extend(forward_policy(agent).await);
     findings.extend(overlapping_routes(agent).await);
     findings.extend(health(agent).await);
@@ -69,25 +73,69 @@ fn finding(name: &str, severity: &str, detail: String, fix: &str) -> Finding {
 }
 
 /// Whether the host passes packets between its networks and the tunnel's interface.
-async fn forwarding(agent: &Agent) -> Vec<Finding> {
-    let pool = agent.wanted.lock().await.config.settings.pool.clone();
+async fn forwarding(agent: &Agent, interfaces: &[String]) -> Vec<Finding> {
+    let (pool, own) = {
+        let wanted = agent.wanted.lock().await;
+        (wanted.config.settings.pool.clone(), wanted.config.interface.clone())
+    };
     let has = |family: Family| pool.prefixes().iter().any(|prefix| Family::of(prefix.addr()) == family);
-    let switches = [(Family::V4, "net.ipv4.ip_forward"), (Family::V6, "net.ipv6.conf.all.forwarding")];
-    let off = switches.into_iter().filter(|(family, switch)| has(*family) && sysctl(switch).as_deref() == Some("0"));
-    off.map(|(family, switch)| {
-        let detail = format!("this host does not forward {family}: hosts of the site do not reach presences");
-        finding("forwarding-off", "error", detail, &format!("sysctl -w {switch}=1"))
-    })
-    .collect()
+    let is_off = |path: &str| switch(path).as_deref() == Some("0");
+    let mut findings = Vec::new();
+    for (family, path) in [(Family::V4, "net/ipv4/ip_forward"), (Family::V6, "net/ipv6/conf/all/forwarding")] {
+        if has(family) && is_off(path) {
+            let detail = format!("this host does not forward {family}: hosts of the site do not reach presences");
+            findings.push(finding("forwarding-off", "error", detail, &format!("sysctl -w {path}=1")));
+        } else if has(family) && family == Family::V6 {
+            // Each has a switch of its own for what comes in by it; one towards a provider may have reason to be off.
+            for interface in interfaces {
+                let path = format!("net/ipv6/conf/{interface}/forwarding");
+                if is_off(&path) {
+                    let severity = if *interface == own { "error" } else { "warning" };
+                    let detail = format!("IPv6 packets that come in by {interface} are not forwarded");
+                    findings.push(finding("forwarding-off", severity, detail, &format!("sysctl -w {path}=1")));
+                }
+            }
+        }
+    }
+    findings
 }
 
-/// Strict reverse-path checks on an interface drop what comes back another way.
-fn reverse_path() -> Vec<Finding> {
-    let all = sysctl("net.ipv4.conf.all.rp_filter");
-    let Some("1") = all.as_deref() else { return Vec::new() };
+/// Strict reverse-path checks on an interface drop what comes back another way. The larger one of its own switch and that
+/// of all interfaces holds (ip-sysctl.rst), and 2 is loose.
+fn reverse_path(interfaces: &[String]) -> Vec<Finding> {
+    let level = |interface: &str| switch(&format!("net/ipv4/conf/{interface}/rp_filter"));
+    let all = level("all");
+    let strict = interfaces.iter().filter(|interface| level(interface).max(all.clone()).as_deref() == Some("1"));
+    let strict: Vec<&str> = strict.map(String::as_str).collect();
+    if strict.is_empty() {
+        return Vec::new();
+    }
     let detail =
-        "reverse-path checks are strict on every interface: callers reached another way are dropped".to_owned();
-    vec![finding("rp-filter", "warning", detail, "sysctl -w net.ipv4.conf.all.rp_filter=2")]
+        format!("reverse-path checks are strict on {}: callers reached another way are dropped", strict.join(", "));
+    vec![finding("rp-filter", "warning", detail, "sysctl -w net/ipv4/conf/all/rp_filter=2")]
+}
+
+/// Who may read the site's key is the site.
+async fn key_file(agent: &Agent) -> Vec<Finding> {
+    let key = agent.wanted.lock().await.config.key.clone();
+    let Err(error) = crate::config::read_key(&key) else { return Vec::new() };
+    let fix = format!("chmod 0600 {}; if others may have read it, make a new one", key.display());
+    vec![finding("key-file", "error", error.to_string(), &fix)]
+}
+
+/// Rules of the older iptables, which nft does not show and this cannot read.
+fn legacy_tables() -> Vec<Finding> {
+    let tables = ["ip", "ip6"].map(|family| (family, format!("/proc/net/{family}_tables_names")));
+    let filters = tables.into_iter().filter(|(_, path)| {
+        std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter"))
+    });
+    filters
+        .map(|(family, _)| {
+            let tool = format!("{family}tables-legacy");
+            let detail = format!("{tool} has rules on this host, and may drop what is forwarded");
+            finding("legacy-iptables", "warning", detail, &format!("see {tool} -S FORWARD; move its rules to nftables"))
+        })
+        .collect()
 }
 
 /// Another program's table that drops what is forwarded (Docker's does).
@@ -158,9 +206,9 @@ async fn overlapping_routes(agent: &Agent) -> Vec<Finding> {
         .collect()
 }
 
-fn sysctl(name: &str) -> Option<String> {
-    let path = format!("/proc/sys/{}", name.replace('.', "/"));
-    std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+/// `path` as below /proc/sys, and as sysctl takes it too: names of interfaces may have dots.
+fn switch(path: &str) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/sys/{path}")).ok().map(|value| value.trim().to_owned())
 }
 
 #[cfg(test)]

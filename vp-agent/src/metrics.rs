@@ -61,11 +61,14 @@ fn label(name: &str, value: &str) -> Labels {
 
 fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
     let (received, sent) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+    let (packets_in, packets_out) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
     let (up, age, rtt) = (Family::<Labels, Gauge>::default(), Floats::default(), Floats::default());
     for peer in peers {
         let of_peer = label("peer", &peer.site);
         received.get_or_create(&of_peer).inc_by(peer.rx_bytes);
         sent.get_or_create(&of_peer).inc_by(peer.tx_bytes);
+        packets_in.get_or_create(&of_peer).inc_by(peer.rx_packets);
+        packets_out.get_or_create(&of_peer).inc_by(peer.tx_packets);
         up.get_or_create(&of_peer).set(i64::from(peer.state == "up"));
         if let Some(seconds) = peer.handshake_age_seconds {
             age.get_or_create(&of_peer).set(seconds as f64);
@@ -76,6 +79,8 @@ fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
     }
     registry.register("peer_receive_bytes", "Received from the peer, with WireGuard's headers", received);
     registry.register("peer_transmit_bytes", "Sent to the peer, with WireGuard's headers", sent);
+    registry.register("peer_receive_packets", "Datagrams received from the peer", packets_in);
+    registry.register("peer_transmit_packets", "Datagrams sent to the peer", packets_out);
     registry.register("peer_up", "Whether a session with the peer exists", up);
     registry.register("peer_handshake_age_seconds", "Since the session's keys were made", age);
     registry.register("peer_round_trip_seconds", "Of the last handshake", rtt);
@@ -119,6 +124,8 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
     let lost = counter(figures.events_lost + counters.events_lost.load(Ordering::Relaxed));
     registry.register("events_lost", "Events that found no room on their way to the audit log", lost);
     registry.register("audit_lost", "Audit lines that could not be written", counter(audit_lost));
+    let control_lost = counter(agent.control.packets_lost());
+    registry.register("control_packets_lost", "Packets between agents that found no room", control_lost);
     registry.register("send_errors", "Sends to the network that failed", counted(&counters.send_errors));
     registry.register("tun_write_errors", "Writes to the TUN that failed", counted(&counters.tun_write_errors));
     registry.register("journal_errors", "Leases that could not be kept", counted(&counters.journal_errors));

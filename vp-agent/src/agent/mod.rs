@@ -29,7 +29,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Mutex, Notify};
 use vp::addr::Name;
-use vp::node::{Node, Settings, SettingsError};
+use vp::node::{Node, ServicePattern, Settings, SettingsError};
 use vp_proto::api::AuditRecord;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -103,7 +103,8 @@ impl Agent {
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
         let public_key = PublicKey::from(&key).to_bytes();
-        let node = Node::new(settings, leases, key, seed, Instant::now())?;
+        let node = Node::new(settings, leases, key, seed, Instant::now());
+        let node = node.map_err(|error| placed(error.into(), &config))?;
         let interface = &config.interface;
         let tun = Tun::open(interface)?;
         let offload = tun.offload();
@@ -164,15 +165,17 @@ impl Agent {
         let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
         warnings.extend(clashes);
         let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
-        self.configure(settings).await?;
+        self.configure(settings).await.map_err(|error| placed(error, &config))?;
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;
             self.put_back(&mut wanted, before).await;
             return Err(error);
         }
+        let socket = wanted.config.socket.clone();
         drop(wanted);
         self.endpoints_changed.notify_one();
+        warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
         warnings.extend(self.audit.reopen().await.err());
         self.tell("configuration", "the file was read again".to_owned());
         Ok(warnings)
@@ -243,6 +246,21 @@ impl Agent {
 
     fn learnt(&self) -> MutexGuard<'_, Learnt> {
         self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// With the place of what the node found wrong, where the file says it.
+fn placed(error: Refused, config: &Config) -> Refused {
+    let place = match &error {
+        Refused::Settings(SettingsError::Exposure { service, .. }) => config.exposed_at(service),
+        Refused::Settings(SettingsError::Mapping { service, .. }) => {
+            config.mapped_at(&ServicePattern::One(service.clone()))
+        }
+        _ => None,
+    };
+    match place {
+        Some(place) => Refused::Request(format!("{place}: {error}")),
+        None => error,
     }
 }
 

@@ -133,13 +133,24 @@ impl Running {
     }
 
     async fn notice(&mut self, notice: Notice) {
-        if let Notice::OfferRefused { peer, reason } = notice {
-            if self.names.of(peer).is_none() {
-                self.names.ask(&self.agent.handle).await;
+        let (Notice::Opened(peer)
+        | Notice::Closed(peer)
+        | Notice::OfferTaken { peer, .. }
+        | Notice::OfferRefused { peer, .. }) = notice;
+        if self.names.of(peer).is_none() {
+            self.names.ask(&self.agent.handle).await;
+        }
+        let site = self.name(peer);
+        match notice {
+            Notice::Opened(_) => tracing::info!("peer {site}: the control channel is open"),
+            Notice::Closed(_) => tracing::info!("peer {site}: the control channel is closed"),
+            Notice::OfferTaken { services, .. } => {
+                tracing::info!("peer {site}: its offer was taken, services: {services}")
             }
-            let site = self.name(peer);
-            tracing::warn!("peer {site}: its offer was refused: {reason}");
-            self.agent.tell("offer-refused", format!("{site}: {reason}"));
+            Notice::OfferRefused { reason, .. } => {
+                tracing::warn!("peer {site}: its offer was refused: {reason}");
+                self.agent.tell("offer-refused", format!("{site}: {reason}"));
+            }
         }
     }
 

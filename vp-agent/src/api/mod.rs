@@ -8,7 +8,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use socket::bind;
+pub use socket::{bind, give_to_group};
 
 use crate::agent::{Agent, Refused};
 use axum::Json;

@@ -35,11 +35,19 @@ pub async fn bind(path: &Path) -> Result<Guarded> {
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).with_context(at)?;
-    if let Some(group) = Group::read() {
-        chown(path, None, Some(group.id)).with_context(at)?;
-    }
+    give_to_group(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).with_context(at)?;
     Ok(Guarded { listener, own: crate::sys::effective_user() })
+}
+
+/// Where there is one; it may have been made since the start.
+pub fn give_to_group(path: &Path) -> Result<()> {
+    give(path, Group::read().as_ref())
+}
+
+fn give(path: &Path, group: Option<&Group>) -> Result<()> {
+    let Some(group) = group else { return Ok(()) };
+    chown(path, None, Some(group.id)).with_context(|| format!("socket {}", path.display()))
 }
 
 impl Guarded {
@@ -101,6 +109,21 @@ impl Group {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_group_that_is_made_later_gets_the_socket() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("agent.sock");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).expect("socket");
+        let own = std::fs::metadata(&path).expect("socket").gid();
+        give(&path, None).expect("nothing to do");
+        assert_eq!(std::fs::metadata(&path).expect("socket").gid(), own);
+        // Who is not root may give it to a group of his own only.
+        let id = if crate::sys::effective_user() == 0 { 998 } else { own };
+        give(&path, Some(&Group { id, members: Vec::new() })).expect("given");
+        assert_eq!(std::fs::metadata(&path).expect("socket").gid(), id);
+    }
 
     #[test]
     fn the_group_and_its_members_are_read_as_the_system_writes_them() {

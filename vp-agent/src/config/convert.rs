@@ -3,8 +3,9 @@
 use super::error::{ConfigError, FieldError};
 use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
-use super::requests::{exposure, exposure_warnings, mapping, mapping_warnings};
+use super::requests::{self, exposure, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, HostNetworks, Reach, values};
+use crate::control::offer;
 use crate::state::kept_leases;
 use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
@@ -14,7 +15,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use vp::addr::{Family, Holder, Identity, Limits, Name, Pool, overlap};
-use vp::node::{Client, PeerSettings, Settings};
+use vp::catalogue::ExposedServices;
+use vp::node::{Client, PeerSettings, Settings, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -70,6 +72,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
+    r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
     Ok(Config {
         file: path.to_owned(),
@@ -306,6 +309,9 @@ impl Reader<'_> {
                 addresses.push(address);
             }
             read.push(Client { name, addresses });
+            if offer::bytes_max(&[], &read) > offer::MESSAGE_BYTES_MAX {
+                return Err(self.fail(client.name.referenced, format!("clients: {}", requests::OFFER_TOO_LARGE)));
+            }
         }
         Ok(read)
     }
@@ -338,6 +344,18 @@ impl Reader<'_> {
             settings.exposures.push(exposure);
         }
         Ok(())
+    }
+
+    /// Whether the services have room inside tunnels, beside those that have it already. One address each always fits.
+    fn wire_addresses(&self, entries: &[Spanned<file::Expose>], settings: &Settings, state_dir: &Path) -> Result<()> {
+        if !settings.exposures.iter().any(|exposure| matches!(exposure.target, Target::Prefix(_))) {
+            return Ok(());
+        }
+        let set = ExposedServices::default().set(&settings.exposures, &mut kept_leases(state_dir), Instant::now());
+        let Err((service, error)) = set else { return Ok(()) };
+        let entry = entries.iter().find(|entry| entry.value.name.value == service.as_str());
+        let at = entry.map_or(Location::UNKNOWN, |entry| entry.value.target.referenced);
+        Err(self.fail(at, format!("target: service {service}: {error}, expected smaller prefixes or fewer")))
     }
 
     fn limits(&self, limits: Option<&file::Limits>) -> Result<Limits> {

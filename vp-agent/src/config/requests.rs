@@ -2,6 +2,7 @@
 
 use super::error::FieldError;
 use super::values;
+use crate::control::offer;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -18,6 +19,10 @@ const PREFIX_HOST_BITS_MAX: u8 = 12;
 const BACKENDS_MAX: usize = 256;
 /// Entries of `ports`, `allow` or `callers`; each is looked at for every new flow.
 const ENTRIES_MAX: usize = 256;
+
+/// Of all services and named clients together.
+pub(super) const OFFER_TOO_LARGE: &str = "with what else is offered to other sites this is more than one message of 4 MiB \
+    holds, expected fewer ports or clients (tcp/5000-5010 counts as one)";
 
 /// What `expose` says, against the rest of the settings.
 pub fn exposure(request: &ExposeRequest, limits: Limits, settings: &Settings) -> Result<Exposure, FieldError> {
@@ -41,7 +46,12 @@ pub fn exposure(request: &ExposeRequest, limits: Limits, settings: &Settings) ->
             return Err(FieldError::new("source", message));
         }
     };
-    Ok(Exposure { name, target, ports, allow, source, limits })
+    let exposure = Exposure { name, target, ports, allow, source, limits };
+    let others = settings.exposures.iter().filter(|known| known.name != exposure.name);
+    if offer::bytes_max(others.chain([&exposure]), &settings.clients) > offer::MESSAGE_BYTES_MAX {
+        return Err(FieldError::new("ports", OFFER_TOO_LARGE));
+    }
+    Ok(exposure)
 }
 
 fn target(texts: &[String], pool: &Pool) -> Result<Target, FieldError> {

@@ -479,6 +479,51 @@ fn more_services_than_an_offer_has_are_refused() {
 }
 
 #[test]
+fn prefixes_that_have_no_room_inside_tunnels_are_refused_where_they_stand() {
+    let prefix = |n: usize| format!("  - {{name: p{n}, target: 10.{}.0.0/20, ports: [icmp], allow: [any]}}\n", n + 1);
+    let prefixes = |count: usize| format!("expose:\n{}", (0..count).map(prefix).collect::<String>());
+    assert!(parse(&format!("{HEAD}{}", prefixes(14))).is_ok());
+    wrong(
+        &prefixes(15),
+        ":18:25: target: service p14: no addresses inside tunnels are left for it, expected smaller prefixes or fewer",
+    );
+}
+
+#[test]
+fn what_does_not_fit_one_offer_is_refused_where_it_stands() {
+    let name = "n".repeat(50);
+    let addresses: Vec<String> = (0..250).map(|n| format!("fd99::{n:x}")).collect();
+    let client = |n: usize| {
+        format!("  - {{name: {name}{n}, addresses: [{}]}}\n", addresses.join(",").replace("::", &format!(":{n}::")))
+    };
+    let clients = |count: usize| format!("clients:\n{}", (0..count).map(client).collect::<String>());
+    parse(&format!("{HEAD}{}", clients(200))).expect("a good file");
+    let refused = parse(&format!("{HEAD}{}", clients(300))).expect_err("refused");
+    assert!(refused.contains(": clients: with what else is offered to other sites"), "{refused}");
+
+    // The file itself ends before so many ports; what vp-ctl exposes in addition counts too.
+    let mut settings = parse("site: factory\npool: [10.0.1.0/24]\n").expect("settings").settings;
+    let request = |n: usize| vp_proto::api::ExposeRequest {
+        name: format!("s{n}"),
+        target: vec!["10.0.0.2".to_owned()],
+        ports: (1..=256).map(|port| format!("tcp/{port}")).collect(),
+        ..Default::default()
+    };
+    let refused = (0..4096).find_map(|n| match exposure(&request(n), Default::default(), &settings) {
+        Ok(exposure) => {
+            settings.exposures.push(exposure);
+            None
+        }
+        Err(error) => Some((n, error.to_string())),
+    });
+    let (count, error) = refused.expect("a refusal");
+    assert!((1300..1400).contains(&count), "{count}");
+    assert!(error.starts_with("ports: with what else is offered to other sites"), "{error}");
+    // Another time for one that is there changes nothing.
+    assert!(exposure(&request(count - 1), Default::default(), &settings).is_ok());
+}
+
+#[test]
 fn a_key_file_is_refused_unless_it_is_the_site_s_secret() {
     let directory = tempfile::tempdir().expect("directory");
     let at = |name: &str| directory.path().join(name);

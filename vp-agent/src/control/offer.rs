@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use vp::addr::{Name, NameError, PortRange, Protocol, wire};
 use vp::catalogue::{NamedCaller, OFFER_SERVICES_MAX, Offer, OfferedService};
+use vp::node::{Client, Exposure};
 use vp_proto::control as proto;
 
 /// The version of the protocol that this agent speaks.
@@ -98,6 +99,18 @@ pub fn to_message(offer: Offer) -> proto::Offer {
         services: offer.services.into_iter().map(write_service).collect(),
         callers: callers.collect(),
     }
+}
+
+/// As large as the message can be that offers all of this to a peer, whatever wire indices it has.
+pub fn bytes_max<'a>(exposures: impl IntoIterator<Item = &'a Exposure>, clients: &[Client]) -> usize {
+    // Keys and lengths of the fields included, numbers at their longest; services have no labels.
+    const VERSION_BYTES: usize = 2;
+    const SERVICE_BYTES: usize = 18;
+    const PORTS_BYTES: usize = 12;
+    const CALLER_BYTES: usize = 8;
+    let service = |service: &Exposure| SERVICE_BYTES + service.name.as_str().len() + PORTS_BYTES * service.ports.len();
+    let callers = |client: &Client| client.addresses.len() * (CALLER_BYTES + client.name.as_str().len());
+    VERSION_BYTES + exposures.into_iter().map(service).sum::<usize>() + clients.iter().map(callers).sum::<usize>()
 }
 
 /// The protocol as the channel says it.
@@ -315,6 +328,34 @@ mod tests {
     /// What is said of an offer of one good service and this one.
     fn refusal(bad: proto::Service) -> String {
         read_all(vec![service("good", 2, 0), bad]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn no_offer_is_larger_than_it_can_be_and_the_largest_is_nearly_so() {
+        let ports = vec![PortRange::from_str("udp/50000-60000").unwrap(); 256];
+        let web = Exposure {
+            name: Name::new(&"w".repeat(63)).unwrap(),
+            target: vp::node::Target::Backends(Vec::new()),
+            ports: ports.clone(),
+            allow: Vec::new(),
+            source: vp::node::Source::Presence,
+            limits: vp::node::Limits::default(),
+        };
+        let plc = Client { name: Name::new("plc").unwrap(), addresses: vec!["10.0.0.2".parse().unwrap(); 100] };
+        let offered = |index| OfferedService {
+            name: web.name.clone(),
+            index,
+            host_bits: 15,
+            ipv4: true,
+            ipv6: true,
+            ports: ports.clone(),
+            labels: BTreeMap::new(),
+            healthy: false,
+        };
+        let callers = vec![NamedCaller { index: 40_000, name: plc.name.clone() }; 100];
+        let offer = Offer { services: (40_000..40_010).map(offered).collect(), callers };
+        let (bytes, most) = (to_message(offer).encoded_len(), bytes_max(vec![&web; 10], &[plc]));
+        assert!(bytes <= most && most <= bytes + 10, "{bytes} of {most}");
     }
 
     #[test]

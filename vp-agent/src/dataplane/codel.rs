@@ -31,7 +31,7 @@ impl Codel {
     /// Whether something of what has waited so long is to be dropped.
     pub(super) fn drops(&mut self, waited: Duration, now: Instant) -> bool {
         if waited < TARGET {
-            (self.late, self.next) = (None, None);
+            self.emptied();
             return false;
         }
         let late = *self.late.get_or_insert(now + INTERVAL);
@@ -50,6 +50,11 @@ impl Codel {
                 self.drop_after(now)
             }
         }
+    }
+
+    /// Nothing waited for a moment: what comes next is another queue.
+    pub(super) fn emptied(&mut self) {
+        (self.late, self.next) = (None, None);
     }
 
     /// Drops come closer as the square root of their count, for TCP's rate falls as that of its loss.
@@ -89,6 +94,17 @@ mod tests {
         assert!(first >= 3 && second > first, "{first} {second}");
         assert_eq!(drops(&mut codel, &mut now, TARGET / 2, 1), 0);
         assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 4), 0);
+    }
+
+    #[test]
+    fn bursts_with_nothing_between_them_pass() {
+        let mut now = Instant::now();
+        let mut codel = Codel::new(now);
+        for _ in 0..100 {
+            assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 3), 0);
+            codel.emptied();
+            now += INTERVAL * 2;
+        }
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub(super) struct Worker {
     /// Lease changes that the journal has not taken yet, in their order, and when to try again.
     unkept: VecDeque<(Grant, bool)>,
     keep_next: Option<Instant>,
+    /// When there was nothing left to do.
+    rested: Instant,
     now: Instant,
 }
 
@@ -82,6 +84,7 @@ impl Worker {
             handle,
             unkept: VecDeque::new(),
             keep_next: None,
+            rested: Instant::now(),
             now: Instant::now(),
         }
     }
@@ -91,6 +94,7 @@ impl Worker {
         // What the node has to say from its start, before anything happens.
         self.flush();
         while !self.handle.stop.load(Ordering::Relaxed) {
+            self.rested = Instant::now();
             let ready = poller.wait(self.timeout())?;
             self.now = Instant::now();
             if ready.has(Token::Udp) {
@@ -169,6 +173,10 @@ impl Worker {
                 self.flush();
             }
             let Some(Message { from, mut bytes, stride, waited }) = self.receiver.message(index) else { continue };
+            // The oldest came after all was done.
+            if index == 0 && waited < self.now.duration_since(self.rested) {
+                self.codel.emptied();
+            }
             // A message as large as a stream's is the stream's own, and the last datagram of it.
             if self.codel.drops(waited, self.now) && bytes.len() >= FLUSH_BYTES {
                 let kept = (bytes.len() - 1) / stride.max(1) * stride;
