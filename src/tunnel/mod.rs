@@ -56,6 +56,10 @@ const INNER_BYTES_MAX: usize = 65507 - OVERHEAD_BYTES;
 /// REJECT_AFTER_MESSAGES (WireGuard paper, section 6.1), which boringtun does not enforce.
 const COUNTER_END: u64 = u64::MAX - (1 << 13);
 
+/// Where in a datagram of a session a byte stands that is the same in all of one peer's, and differs between peers: the
+/// receiver index less its lowest byte, which counts the sessions. Several sockets share peers out by it.
+pub const PEER_BYTE: u32 = 5;
+
 /// How to reach a peer, and its keys.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TunnelSettings {
