@@ -56,8 +56,8 @@ const INNER_BYTES_MAX: usize = 65507 - OVERHEAD_BYTES;
 /// REJECT_AFTER_MESSAGES (WireGuard paper, section 6.1), which boringtun does not enforce.
 const COUNTER_END: u64 = u64::MAX - (1 << 13);
 
-/// Where in a datagram of a session a byte stands that is the same in all of one peer's, and differs between peers: the
-/// receiver index less its lowest byte, which counts the sessions. Several sockets share peers out by it.
+/// Where in a datagram of a session a byte stands that is the same in all of one peer's, and differs between peers. Several
+/// sockets share peers out by it.
 pub const PEER_BYTE: u32 = 5;
 
 /// How to reach a peer, and its keys.
@@ -210,7 +210,7 @@ impl Tunnels {
             if self.forget(peer).is_some_and(|old| old.is_up) {
                 self.events.push_back(TunnelEvent::Down(peer));
             }
-            let index = self.free_index();
+            let index = self.free_index(peer);
             self.by_key.insert(settings.public_key, peer);
             self.by_index.insert(index, peer);
             let unlimited = self.admission.unlimited();
@@ -392,10 +392,11 @@ impl Tunnels {
         self.peers.get(peer.0 as usize)?.as_ref()
     }
 
-    /// boringtun gives a peer's sessions the indices `index << 8 | 0..=255`.
-    fn free_index(&mut self) -> u32 {
+    /// boringtun gives a peer's sessions the indices `index << 8 | 0..=255`. Its lowest byte, at [`PEER_BYTE`] of a datagram,
+    /// is the peer's number, so that peers are shared out evenly.
+    fn free_index(&mut self, peer: PeerId) -> u32 {
         loop {
-            let index = (self.random.next() >> 40) as u32;
+            let index = (self.random.next() >> 40) as u32 & !0xff | peer.0 & 0xff;
             if !self.by_index.contains_key(&index) {
                 return index;
             }

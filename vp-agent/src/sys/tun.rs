@@ -230,7 +230,9 @@ mod tests {
         let sockets: Vec<_> = (0..FLOWS).map(|_| std::net::UdpSocket::bind("10.9.0.1:0").unwrap()).collect();
         // Which queue each port's datagrams are on, each answered through the queue after it.
         let round = || {
-            sockets.iter().for_each(|socket| drop(socket.send_to(&[0; 9], "10.9.0.2:7").unwrap()));
+            for socket in &sockets {
+                assert_eq!(socket.send_to(&[0; 9], "10.9.0.2:7").unwrap(), 9);
+            }
             let mut seen = std::collections::BTreeMap::new();
             for (number, queue) in queues.iter().enumerate() {
                 let mut buffer = [0; 2048];
