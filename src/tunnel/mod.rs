@@ -457,4 +457,6 @@ fn of_wireguard(error: &WireGuardError) -> OpenError {
 }
 
 #[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
 mod tests;
