@@ -313,7 +313,8 @@ impl Tunnels {
             Err(error) => return Opened::Dropped(error),
         };
         let Some(slot) = get_mut(&mut self.peers, id) else { return Opened::Dropped(OpenError::Unauthentic) };
-        let opened = slot.tunnel.peer().open(message, from, datagram, into, &mut self.scratch, transmits, now);
+        let buffers = (into, &mut self.scratch[..]);
+        let opened = slot.tunnel.peer().open(message, from, datagram, buffers, transmits, now);
         tell(slot, &mut self.wheel, &mut self.events, now);
         opened
     }

@@ -238,8 +238,7 @@ impl Peer {
         message: Message,
         from: SocketAddr,
         datagram: &[u8],
-        into: &mut [u8],
-        scratch: &mut [u8],
+        (into, scratch): (&mut [u8], &mut [u8]),
         transmits: &mut Transmits,
         now: Instant,
     ) -> Opened {

@@ -72,7 +72,7 @@ impl Locked<'_> {
         let Ok(Packet::PacketData(data)) = Tunn::parse_incoming_packet(datagram) else { return None };
         let message = Message::data(&data, datagram);
         (data.receiver_idx >> 8 == self.0.index)
-            .then(|| self.0.open(message, from, datagram, into, scratch, transmits, now))
+            .then(|| self.0.open(message, from, datagram, (into, scratch), transmits, now))
     }
 
     /// Whether [`Tunnels::hear`](super::Tunnels::hear) is to be called.

@@ -226,7 +226,7 @@ mod tests {
             assert!(std::process::Command::new("sh").args(["-ec", command]).status().unwrap().success())
         };
         sh("ip addr add 10.9.0.1/24 dev vp-test; ip link set vp-test up");
-        let header = queues[0].has_header().then_some(VIRTIO_BYTES).unwrap_or(0);
+        let header = if queues[0].has_header() { VIRTIO_BYTES } else { 0 };
         let sockets: Vec<_> = (0..FLOWS).map(|_| std::net::UdpSocket::bind("10.9.0.1:0").unwrap()).collect();
         // Which queue each port's datagrams are on, each answered through the queue after it.
         let round = || {
