@@ -158,7 +158,7 @@ impl World {
             self.nothing();
         }
         for (message, stride) in &messages {
-            self.node.handle_datagrams(from, &mut message.clone(), *stride, &mut self.output, self.now);
+            self.node.handle_datagrams(from, message, *stride, &mut self.output, self.now);
         }
         self.node.handle_batch_end(&mut self.output, self.now);
         self.settle();
@@ -274,8 +274,8 @@ impl FarEnd {
     fn connect(&mut self, node: &mut Node, output: &mut Output, now: Instant) {
         self.seal(&[], now);
         while !self.transmits.is_empty() {
-            for (mut message, stride) in self.take() {
-                node.handle_datagrams(self.address, &mut message, stride, output, now);
+            for (message, stride) in self.take() {
+                node.handle_datagrams(self.address, &message, stride, output, now);
             }
             for (_, answer) in sent(output) {
                 self.open(&answer, now);

@@ -149,9 +149,9 @@ fn packets_of_old_flows_allocate_nothing() {
             assert_eq!(output.transmits.batches().count(), 1);
             output.clear();
         }
-        for (from, mut datagram) in inbound {
+        for (from, datagram) in inbound {
             let stride = datagram.len();
-            node.handle_datagrams(from, &mut datagram, stride, output, now);
+            node.handle_datagrams(from, &datagram, stride, output, now);
             node.handle_batch_end(output, now);
             assert_eq!(output.joiner.deliveries().count(), 1);
             output.clear();

@@ -54,7 +54,6 @@ impl Node {
             flows_opened: 0,
             flows_closed: 0,
             fragments: crate::flow::fragments::Fragments::default(),
-            scratch: vec![0; super::PACKET_BYTES_MAX + 1].into(),
             idle: Vec::new(),
             settings: Settings { peers: Vec::new(), mappings: Vec::new(), ..settings.clone() },
         };

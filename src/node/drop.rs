@@ -103,6 +103,11 @@ impl Drops {
         self.0[reason as usize] += packets;
     }
 
+    /// Takes over what the other counted.
+    pub fn append(&mut self, other: &mut Self) {
+        self.0.iter_mut().zip(&mut other.0).for_each(|(count, more)| *count += std::mem::take(more));
+    }
+
     #[must_use]
     pub fn of(&self, reason: Reason) -> u64 {
         self.0[reason as usize]

@@ -2,13 +2,13 @@
 //! looked up once and translated once.
 
 use super::outbound::{lowered_mtu, mss};
-use super::{Event, Node, Opener, Output, Reason, datagram, reject, traffic};
+use super::{Node, Opener, Output, Reason, datagram, reject, traffic};
 use crate::addr::{Family, PeerId, wire};
 use crate::flow::fragments::{Tail, Verdict};
 use crate::flow::{Direction, Door, FlowId};
 use crate::packet::{self, Kind, Packet};
 use crate::translate;
-use crate::tunnel::{Opened, Transmits};
+use crate::tunnel::{Transmits, Tunnel};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -19,32 +19,49 @@ struct Back<'a> {
 }
 
 impl Node {
-    pub(super) fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], output: &mut Output, now: Instant) {
+    /// A message from the UDP socket: datagrams of `stride` bytes back to back (the last may be shorter).
+    pub fn handle_datagrams(
+        &mut self,
+        from: SocketAddr,
+        message: &[u8],
+        stride: usize,
+        output: &mut Output,
+        now: Instant,
+    ) {
+        let mut rest = message;
+        while !rest.is_empty() {
+            let (datagram, others) = rest.split_at(stride.clamp(1, rest.len()));
+            let opened = self.tunnels.tunnel_of(datagram).map(|tunnel| output.open(tunnel, from, rest, stride, now));
+            rest = match opened {
+                Some(bytes @ 1..) => &rest[bytes..],
+                Some(0) | None => {
+                    self.handle_datagram(from, datagram, output, now);
+                    others
+                }
+            };
+        }
+        self.settle(output, now);
+    }
+
+    /// Whose session a datagram is of: that tunnel is for [`Output::open`]. None for handshakes, and for what is nobody's.
+    #[must_use]
+    pub fn tunnel_of(&self, datagram: &[u8]) -> Option<Tunnel> {
+        self.tunnels.tunnel_of(datagram).cloned()
+    }
+
+    /// One that is of no session.
+    fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], output: &mut Output, now: Instant) {
         if output.joiner.room() < datagram.len() {
             return self.drops.count(Reason::Overload);
         }
         let opened = self.tunnels.open(from, datagram, output.joiner.space(), &mut output.transmits, now);
         self.take_tunnel_events();
-        match opened {
-            Opened::Packet { peer, bytes } => self.take_opened(peer, bytes, output),
-            Opened::Nothing => {}
-            Opened::Dropped(error) => self.drops.count(reject::of_open(error)),
-        }
-    }
-
-    fn take_opened(&mut self, peer: PeerId, bytes: usize, output: &mut Output) {
-        let inner = &output.joiner.space()[..bytes];
-        if is_control(inner) {
-            let packet = inner.to_vec();
-            return self.tell(Event::Control { peer, packet });
-        }
-        if let Err(error) = output.joiner.push(peer, bytes) {
-            self.drops.count(reject::of_parse(error));
-        }
+        output.take_opened(opened);
     }
 
     /// After the last message of a batch, before the output is sent: what was joined is translated now.
     pub fn handle_batch_end(&mut self, output: &mut Output, now: Instant) {
+        self.settle(output, now);
         for index in 0..output.joiner.len() {
             let mut group = output.joiner.group(index);
             let (peer, packets) = (group.peer, group.packets);
@@ -192,7 +209,7 @@ impl Node {
 
 /// A packet between the agents themselves. The lengths that matter here are checked here; the rest is the control
 /// channel's own stack's to check.
-fn is_control(inner: &[u8]) -> bool {
+pub(super) fn is_control(inner: &[u8]) -> bool {
     let Some((source, destination)) = ipv4_addresses(inner) else { return false };
     let (service, caller) = (wire::service(Family::V4, wire::AGENT), wire::caller(Family::V4, wire::AGENT));
     (source, destination) == (caller, service) || (source, destination) == (service, caller)

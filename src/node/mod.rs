@@ -1,6 +1,8 @@
 //! The corridor: the only room that knows the others. A packet enters each of them once, from here.
 //!
-//! In by `handle_*`, out by [`Output`] and `poll_*`; `now` comes last.
+//! In by `handle_*`, out by [`Output`] and `poll_*`; `now` comes last. Several threads may share a node behind one lock: they
+//! hold it while it decides and translates ([`Node::outbound`], [`Node::handle_batch_end`]) and not while they seal and open
+//! ([`Output::seal`], [`Output::open`]), which takes the lock of one tunnel. A thread asks for the node's lock first.
 
 mod admit;
 mod command;
@@ -11,6 +13,7 @@ mod inbound;
 mod kept;
 mod offers;
 mod outbound;
+mod output;
 mod peers;
 mod reject;
 mod report;
@@ -23,6 +26,7 @@ pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePat
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
+pub use output::{Outbound, Output};
 pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
@@ -30,12 +34,12 @@ use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
 use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
 use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
-use crate::packet::{Joiner, Kind, Packet};
+use crate::packet::{Kind, Packet};
 use crate::policy::Bucket;
-use crate::tunnel::{Transmits, Tunnels};
+use crate::tunnel::Tunnels;
 use peers::{Peer, Peers};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Flow and denial events kept for the shell; beyond that they are counted as lost.
@@ -48,31 +52,6 @@ const REJECTS_PER_SECOND: u64 = 1000;
 const RESUME: Duration = Duration::from_secs(300);
 /// The largest packet the TUN gives or takes.
 const PACKET_BYTES_MAX: usize = 65_535;
-
-/// What leaves the node in one batch. The shell sends and writes all of it, then clears it.
-#[derive(Debug)]
-pub struct Output {
-    /// To the network.
-    pub transmits: Transmits,
-    /// To the TUN: what came in, joined.
-    pub joiner: Joiner,
-    /// To the TUN: single packets with complete checksums.
-    pub packets: Vec<Vec<u8>>,
-}
-
-impl Output {
-    #[must_use]
-    pub fn new(transmit_bytes: usize, inbound_bytes: usize) -> Self {
-        let (transmits, joiner) = (Transmits::new(transmit_bytes), Joiner::new(inbound_bytes));
-        Self { transmits, joiner, packets: Vec::new() }
-    }
-
-    pub fn clear(&mut self) {
-        self.transmits.clear();
-        self.joiner.clear();
-        self.packets.clear();
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -129,7 +108,6 @@ pub struct Node {
     flows_opened: u64,
     flows_closed: u64,
     fragments: Fragments,
-    scratch: Box<[u8]>,
     idle: Vec<FlowId>,
 }
 
@@ -178,20 +156,6 @@ impl Refused {
 }
 
 impl Node {
-    /// A message from the UDP socket: datagrams of `stride` bytes back to back (the last may be shorter).
-    pub fn handle_datagrams(
-        &mut self,
-        from: SocketAddr,
-        message: &mut [u8],
-        stride: usize,
-        output: &mut Output,
-        now: Instant,
-    ) {
-        for datagram in message.chunks(stride.max(1)) {
-            self.handle_datagram(from, datagram, output, now);
-        }
-    }
-
     /// When [`Self::handle_timeout`] wants to be called next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {

@@ -1,50 +1,80 @@
 //! From the site to the network: one packet of the TUN, or a super-packet of it.
 
-use super::{Node, Opener, Output, Reason, datagram, reject, traffic};
-use crate::addr::PeerId;
+use super::{Node, Opener, Outbound, Output, Reason, datagram, reject, traffic};
 use crate::flow::fragments::{Tail, Verdict};
 use crate::flow::{Direction, Door, FlowId};
 use crate::packet::{self, Kind, Offload, Packet};
 use crate::translate;
+use crate::tunnel::Tunnel;
 use std::time::Instant;
 
 impl Node {
-    /// A packet from the TUN, or a super-packet of it.
+    /// A packet from the TUN, or a super-packet of it, and all that follows from it.
     pub fn handle_packet(&mut self, bytes: &mut [u8], offload: Offload, output: &mut Output, now: Instant) {
+        if let Some(outbound) = self.outbound(bytes, offload, output, now) {
+            output.seal(&outbound, now);
+        }
+        self.settle(output, now);
+    }
+
+    /// A packet from the TUN, or a super-packet of it: translated, and to be sealed with [`Output::seal`] if it goes on.
+    pub fn outbound<'a>(
+        &mut self,
+        bytes: &'a mut [u8],
+        offload: Offload,
+        output: &mut Output,
+        now: Instant,
+    ) -> Option<Outbound<'a>> {
         if is_multicast(bytes) {
             // The host's own kernel greets the interface (IGMP, MLD, router solicitation); nobody sent it to us.
-            return;
+            return None;
         }
         let mut packet = match Packet::parse(bytes, offload) {
             Ok(packet) => packet,
-            Err(error) => return self.drops.count(reject::of_parse(error)),
+            Err(error) => {
+                self.drops.count(reject::of_parse(error));
+                return None;
+            }
         };
+        let tunnel = self.translate_outbound(&mut packet, output, now)?;
+        Some(Outbound { packet, tunnel, mtu: self.inner_mtu() })
+    }
+
+    /// The tunnel that is to carry it. Fragments are sealed here, as those go together that came apart.
+    fn translate_outbound(&mut self, packet: &mut Packet, output: &mut Output, now: Instant) -> Option<Tunnel> {
         if !reject::is_unicast(packet.head.tuple.destination) {
-            return self.drops.count(Reason::NotUnicast);
+            self.drops.count(Reason::NotUnicast);
+            return None;
         }
         if packet.head.kind == Kind::IcmpError {
-            return self.outbound_error(&mut packet, output, now);
+            let taken = self.outbound_error(packet);
+            return taken.map_err(|reason| self.drops.count(reason)).ok();
         }
         if packet.head.kind == Kind::FragmentTail {
-            return self.outbound_tail(&mut packet, output, now);
+            self.outbound_tail(packet, output, now);
+            return None;
         }
         let known = self.table.find(Door::Site, &packet.head.tuple);
         let flow = match known.and_then(|id| self.fresh(id, Direction::Outbound, now)) {
             Some(id) => Ok(id),
-            None => self.admit_outbound(&packet, now),
+            None => self.admit_outbound(packet, now),
         };
         match flow {
-            Ok(id) if packet.head.fragment.is_some() => self.outbound_first(id, &mut packet, output, now),
+            Ok(id) if packet.head.fragment.is_some() => {
+                self.outbound_first(id, packet, output, now);
+                None
+            }
             Ok(id) => {
-                let carried = self.carry_outbound(id, &mut packet, output, now);
-                self.counted(carried, packet::segment_count(&packet));
+                let carried = self.carry_outbound(id, packet, output, now);
+                carried.map_err(|reason| self.drops.add(reason, u64::from(packet::segment_count(packet)))).ok()
             }
             Err(refused) => {
-                if let Some(datagram) = datagram(Door::Site, &packet) {
+                if let Some(datagram) = datagram(Door::Site, packet) {
                     self.fragments.refuse(datagram, now);
                 }
-                self.reject(&packet, refused.reason, output, now);
+                self.reject(packet, refused.reason, output, now);
                 self.deny(Opener::Site, packet.head.tuple, refused);
+                None
             }
         }
     }
@@ -55,16 +85,16 @@ impl Node {
         packet: &mut Packet,
         output: &mut Output,
         now: Instant,
-    ) -> Result<(), Reason> {
+    ) -> Result<Tunnel, Reason> {
         let flow = self.table.get(id).ok_or(Reason::Unsolicited)?;
         let (peer, wire, opened_by) = (flow.peer, flow.wire, flow.opened_by);
         if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Outbound {
             return Err(Reason::UnrelatedIcmp);
         }
-        if !self.tunnels.can_send(peer) {
+        let Some(tunnel) = self.tunnels.tunnel(peer).cloned() else {
             self.reject(packet, Reason::NoPath, output, now);
             return Err(Reason::NoPath);
-        }
+        };
         if packet.decrement_hops().is_err() {
             self.reject(packet, Reason::TtlExpired, output, now);
             return Err(Reason::TtlExpired);
@@ -78,8 +108,7 @@ impl Node {
         self.record(id, Direction::Outbound, &traffic(packet, segments), now)?;
         packet.clamp_mss(mss(packet, mtu));
         translate::apply(packet, &wire);
-        self.seal(peer, packet, mtu, output, now);
-        Ok(())
+        Ok(tunnel)
     }
 
     /// A first fragment: its tails that came before it follow it, or are dropped with it.
@@ -90,7 +119,9 @@ impl Node {
         let Ok(held) = self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) else {
             return self.drops.count(Reason::Fragment);
         };
-        let carried = self.carry_outbound(id, packet, output, now);
+        let carried = self.carry_outbound(id, packet, output, now).map(|tunnel| {
+            output.seal_packet(packet, &tunnel, self.inner_mtu(), now);
+        });
         if !self.first_counted(&of, carried, held.len(), now) {
             return;
         }
@@ -119,49 +150,26 @@ impl Node {
             return self.drops.count(reason);
         }
         translate::apply(packet, &verdict.to);
-        self.seal(verdict.peer, packet, self.inner_mtu(), output, now);
-    }
-
-    /// Splits what must be split and seals each part. A tail that is too large and may not be fragmented is dropped.
-    pub(super) fn seal(&mut self, peer: PeerId, packet: &Packet, mtu: u16, output: &mut Output, now: Instant) {
-        let Self { tunnels, scratch, drops, .. } = self;
-        let mut seal = |segment: &[u8]| {
-            if let Err(error) = tunnels.seal(peer, segment, mtu, &mut output.transmits, now) {
-                drops.count(reject::of_seal(error));
-            }
-        };
-        if packet::largest_segment(packet) <= u32::from(mtu) {
-            packet::split(packet, scratch, &mut seal);
-        } else if packet::may_fragment(packet) {
-            packet::fragment(packet, mtu, scratch, seal);
-        } else {
-            drops.count(Reason::TooBig);
+        match self.tunnels.tunnel(verdict.peer) {
+            Some(tunnel) => output.seal_packet(packet, tunnel, self.inner_mtu(), now),
+            None => self.drops.count(Reason::NoPath),
         }
     }
 
     /// An ICMP error of this site, about a packet that was delivered to it.
-    fn outbound_error(&mut self, packet: &mut Packet, output: &mut Output, now: Instant) {
-        let quote = match packet::quote(packet) {
-            Ok(quote) => quote,
-            Err(error) => return self.drops.count(reject::of_parse(error)),
-        };
-        let Some(id) = self.table.find(Door::Site, &quote.tuple.reversed()) else {
-            return self.drops.count(Reason::UnrelatedIcmp);
-        };
-        let Some(flow) = self.table.get(id) else { return };
+    fn outbound_error(&mut self, packet: &mut Packet) -> Result<Tunnel, Reason> {
+        let quote = packet::quote(packet).map_err(reject::of_parse)?;
+        let id = self.table.find(Door::Site, &quote.tuple.reversed()).ok_or(Reason::UnrelatedIcmp)?;
+        let flow = self.table.get(id).ok_or(Reason::UnrelatedIcmp)?;
         let believable = quote.tcp_sequence.is_none_or(|sequence| flow.is_in_flight(Direction::Inbound, sequence));
         let to_presence = packet.head.tuple.destination == flow.site.destination;
-        if !believable || !to_presence || !self.tunnels.can_send(flow.peer) {
-            return self.drops.count(Reason::UnrelatedIcmp);
-        }
-        let (peer, wire) = (flow.peer, flow.wire);
-        if packet.decrement_hops().is_err() {
-            return self.drops.count(Reason::TtlExpired);
-        }
-        let Ok(mtu) = lowered_mtu(&quote, self.inner_mtu()) else { return self.drops.count(Reason::UnrelatedIcmp) };
+        let tunnel = self.tunnels.tunnel(flow.peer).filter(|_| believable && to_presence);
+        let tunnel = tunnel.ok_or(Reason::UnrelatedIcmp)?.clone();
+        let wire = flow.wire;
+        packet.decrement_hops().map_err(|_| Reason::TtlExpired)?;
+        let mtu = lowered_mtu(&quote, self.inner_mtu()).map_err(|()| Reason::UnrelatedIcmp)?;
         translate::apply_error(packet, &quote, &wire.reversed(), wire.source, wire.destination, mtu);
-        let inner_mtu = self.inner_mtu();
-        self.seal(peer, packet, inner_mtu, output, now);
+        Ok(tunnel)
     }
 }
 

@@ -16,9 +16,11 @@ mod admission;
 mod peer;
 mod queue;
 mod session;
+mod shared;
 mod transmit;
 mod wheel;
 
+pub use shared::{Locked, Tunnel};
 pub use transmit::{Batch, Transmits};
 
 use crate::addr::PeerId;
@@ -53,6 +55,10 @@ const DATAGRAM_BYTES_MAX: usize = 1 << 16;
 const INNER_BYTES_MAX: usize = 65507 - OVERHEAD_BYTES;
 /// REJECT_AFTER_MESSAGES (WireGuard paper, section 6.1), which boringtun does not enforce.
 const COUNTER_END: u64 = u64::MAX - (1 << 13);
+
+/// Where in a datagram of a session a byte stands that is the same in all of one peer's, and differs between peers. Several
+/// sockets share peers out by it.
+pub const PEER_BYTE: u32 = 5;
 
 /// How to reach a peer, and its keys.
 #[derive(Clone, PartialEq, Eq)]
@@ -142,8 +148,8 @@ pub struct Tunnels {
     private: StaticSecret,
     public: PublicKey,
     admission: Admission,
-    /// By number. Their own sessions make them large.
-    peers: Vec<Option<Box<Peer>>>,
+    /// By number.
+    peers: Vec<Option<Slot>>,
     by_key: BTreeMap<[u8; 32], PeerId>,
     /// The receiver index of a session without its lowest byte, which counts the sessions of a peer.
     by_index: HashMap<u32, PeerId, FixedState>,
@@ -154,6 +160,13 @@ pub struct Tunnels {
     looks: usize,
     random: Random,
     scratch: Box<[u8]>,
+}
+
+/// One peer, and what is known of it without its lock: somebody may be sealing with it.
+struct Slot {
+    tunnel: Tunnel,
+    has_endpoint: bool,
+    is_up: bool,
 }
 
 impl std::fmt::Debug for Tunnels {
@@ -189,13 +202,11 @@ impl Tunnels {
         if self.by_key.get(&settings.public_key).is_some_and(|other| *other != peer) {
             return Err(TunnelError::KnownKey);
         }
-        if let Some(known) = get_mut(&mut self.peers, peer).filter(|known| known.has_keys_of(&settings)) {
-            known.configure(settings);
-        } else {
-            if self.forget(peer).is_some_and(|old| old.told_up) {
+        if !self.configure(peer, &settings) {
+            if self.forget(peer).is_some_and(|old| old.is_up) {
                 self.events.push_back(TunnelEvent::Down(peer));
             }
-            let index = self.free_index();
+            let index = self.free_index(peer);
             self.by_key.insert(settings.public_key, peer);
             self.by_index.insert(index, peer);
             let unlimited = self.admission.unlimited();
@@ -203,7 +214,10 @@ impl Tunnels {
             if self.peers.len() <= number {
                 self.peers.resize_with(number + 1, || None);
             }
-            self.peers[number] = Some(Box::new(Peer::new(&self.private, settings, index, unlimited, now)));
+            let has_endpoint = settings.endpoint.is_some();
+            let random = Random(self.random.next() | 1);
+            let tunnel = Tunnel::new(Peer::new(peer, &self.private, settings, (index, random), unlimited, now));
+            self.peers[number] = Some(Slot { tunnel, has_endpoint, is_up: false });
         }
         self.wheel.set_now(peer.0, now);
         Ok(())
@@ -221,41 +235,63 @@ impl Tunnels {
         Ok(())
     }
 
+    /// New settings for a peer that keeps its keys. False if it does not, or is new.
+    fn configure(&mut self, peer: PeerId, settings: &TunnelSettings) -> bool {
+        let Some(slot) = get_mut(&mut self.peers, peer) else { return false };
+        let mut known = slot.tunnel.peer();
+        let keeps = known.has_keys_of(settings);
+        if keeps {
+            known.configure(settings.clone());
+            slot.has_endpoint = known.endpoint.is_some();
+        }
+        keeps
+    }
+
     /// Its sessions, what it waited to send and what is still to be told of it end here.
     pub fn remove(&mut self, peer: PeerId) {
         self.forget(peer);
         self.events.retain(|event| event.peer() != peer);
     }
 
-    fn forget(&mut self, peer: PeerId) -> Option<Box<Peer>> {
+    fn forget(&mut self, peer: PeerId) -> Option<Slot> {
         let gone = self.peers.get_mut(peer.0 as usize)?.take()?;
+        let mut known = gone.tunnel.peer();
+        known.is_gone = true;
         self.wheel.remove(peer.0);
-        self.by_key.remove(gone.public_key());
-        self.by_index.remove(&gone.index);
+        self.by_key.remove(known.public_key());
+        self.by_index.remove(&known.index);
+        drop(known);
         Some(gone)
     }
 
     pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
-        if let Some(known) = get_mut(&mut self.peers, peer) {
-            known.set_endpoint(endpoint);
+        if let Some(slot) = get_mut(&mut self.peers, peer) {
+            slot.tunnel.peer().set_endpoint(endpoint);
+            slot.has_endpoint = true;
             self.wheel.hasten_now(peer.0);
         }
     }
 
-    /// Whether a session exists, or there is an address to ask for one.
+    /// The tunnel to a peer. None without a session and an address to ask for one.
     #[must_use]
-    pub fn can_send(&self, peer: PeerId) -> bool {
-        self.peer(peer).is_some_and(|peer| peer.endpoint.is_some())
+    pub fn tunnel(&self, peer: PeerId) -> Option<&Tunnel> {
+        self.peer(peer).filter(|slot| slot.has_endpoint).map(|slot| &slot.tunnel)
+    }
+
+    /// Whose session a datagram is of, as far as its head tells.
+    #[must_use]
+    pub fn tunnel_of(&self, datagram: &[u8]) -> Option<&Tunnel> {
+        let Ok(Packet::PacketData(data)) = Tunn::parse_incoming_packet(datagram) else { return None };
+        self.peer(*self.by_index.get(&(data.receiver_idx >> 8))?).map(|slot| &slot.tunnel)
     }
 
     /// Whether a session exists that the peer proved to hold. As last told by an event.
     #[must_use]
     pub fn is_up(&self, peer: PeerId) -> bool {
-        self.peer(peer).is_some_and(|peer| peer.told_up)
+        self.peer(peer).is_some_and(|slot| slot.is_up)
     }
 
-    /// Seals one inner packet, padded to 16 bytes but not beyond `inner_mtu`; queues it and asks for a session when
-    /// there is none.
+    /// As [`Locked::seal`], and heard at once.
     pub fn seal(
         &mut self,
         peer: PeerId,
@@ -264,20 +300,10 @@ impl Tunnels {
         transmits: &mut Transmits,
         now: Instant,
     ) -> Result<(), SealError> {
-        let known = get_mut(&mut self.peers, peer).ok_or(SealError::NoPath)?;
-        let padded = inner.len().next_multiple_of(16).min(inner.len().max(inner_mtu.into()));
-        if padded > INNER_BYTES_MAX {
-            return Err(SealError::Overload);
-        }
-        let source = if padded == inner.len() {
-            inner
-        } else {
-            self.scratch[..inner.len()].copy_from_slice(inner);
-            self.scratch[inner.len()..padded].fill(0);
-            &self.scratch[..padded]
-        };
-        self.wheel.hasten(peer.0, now);
-        known.seal(source, transmits, &mut self.random, now)
+        let slot = get_mut(&mut self.peers, peer).ok_or(SealError::NoPath)?;
+        let sealed = slot.tunnel.lock().seal(inner, inner_mtu, &mut self.scratch, transmits, now);
+        tell(slot, &mut self.wheel, &mut self.events, now);
+        sealed
     }
 
     /// One datagram from the network. What it calls for (a handshake's next message, a cookie, what was queued) goes to
@@ -290,43 +316,23 @@ impl Tunnels {
         transmits: &mut Transmits,
         now: Instant,
     ) -> Opened {
-        match self.try_open(from, datagram, into, transmits, now) {
-            Ok((peer, Some(bytes))) => Opened::Packet { peer, bytes },
-            Ok((_, None)) => Opened::Nothing,
-            Err(error) => Opened::Dropped(error),
-        }
+        let (id, message) = match self.whose(from, datagram, transmits, now) {
+            Ok(whose) => whose,
+            Err(error) => return Opened::Dropped(error),
+        };
+        let Some(slot) = get_mut(&mut self.peers, id) else { return Opened::Dropped(OpenError::Unauthentic) };
+        let buffers = (into, &mut self.scratch[..]);
+        let opened = slot.tunnel.peer().open(message, from, datagram, buffers, transmits, now);
+        tell(slot, &mut self.wheel, &mut self.events, now);
+        opened
     }
 
-    fn try_open(
-        &mut self,
-        from: SocketAddr,
-        datagram: &[u8],
-        into: &mut [u8],
-        transmits: &mut Transmits,
-        now: Instant,
-    ) -> Result<(PeerId, Option<usize>), OpenError> {
-        if datagram.len() > self.scratch.len() {
-            return Err(OpenError::Malformed);
+    /// After something was sealed or opened with the tunnel itself: timers and events follow.
+    pub fn hear(&mut self, tunnel: &Tunnel, now: Instant) {
+        let id = tunnel.peer().id;
+        if let Some(slot) = get_mut(&mut self.peers, id).filter(|slot| slot.tunnel == *tunnel) {
+            tell(slot, &mut self.wheel, &mut self.events, now);
         }
-        let (id, message) = self.whose(from, datagram, transmits, now)?;
-        let peer = get_mut(&mut self.peers, id).ok_or(OpenError::Unauthentic)?;
-        let is_enough = into.len() >= datagram.len().max(MESSAGE_BYTES_MIN);
-        let buffer = if is_enough { &mut *into } else { &mut self.scratch[..] };
-        let before = peer.endpoint;
-        peer.freshen(transmits, &mut self.random, now);
-        let mut opened = peer.open(message, from, datagram, buffer, transmits, now);
-        self.wheel.hasten(id.0, now);
-        if let (Ok(Some(bytes)), false) = (opened, is_enough) {
-            match into.get_mut(..bytes) {
-                Some(into) => into.copy_from_slice(&self.scratch[..bytes]),
-                None => opened = Err(OpenError::Overload),
-            }
-        }
-        if let Some(to) = peer.endpoint.filter(|_| peer.endpoint != before) {
-            self.events.push_back(TunnelEvent::Moved { peer: id, to });
-        }
-        tell(id, peer, &mut self.events, now);
-        Ok((id, opened?))
     }
 
     /// What a datagram is and which peer it is for. What costs a Diffie-Hellman was admitted first.
@@ -339,14 +345,7 @@ impl Tunnels {
     ) -> Result<(PeerId, Message), OpenError> {
         let of_index = |index: u32| self.by_index.get(&(index >> 8)).copied().ok_or(OpenError::Unauthentic);
         match Tunn::parse_incoming_packet(datagram).map_err(|_| OpenError::Malformed)? {
-            Packet::PacketData(data) => {
-                let counter = datagram.get(8..16).and_then(|c| c.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
-                let peer = of_index(data.receiver_idx)?;
-                if counter >= COUNTER_END {
-                    return Err(OpenError::Unauthentic);
-                }
-                Ok((peer, Message::Data { index: data.receiver_idx, counter }))
-            }
+            Packet::PacketData(data) => Ok((of_index(data.receiver_idx)?, Message::data(&data, datagram))),
             Packet::PacketCookieReply(reply) => Ok((of_index(reply.receiver_idx)?, Message::Cookie)),
             Packet::HandshakeResponse(response) => {
                 let peer = of_index(response.receiver_idx)?;
@@ -369,9 +368,11 @@ impl Tunnels {
         while looks < LOOKS_MAX && asked < ASKED_MAX {
             let Some(number) = self.wheel.due(now) else { break };
             let id = PeerId(number);
-            let Some(peer) = get_mut(&mut self.peers, id) else { continue };
-            asked += usize::from(peer.tick(transmits, &mut self.random, now));
-            tell(id, peer, &mut self.events, now);
+            let Some(slot) = get_mut(&mut self.peers, id) else { continue };
+            asked += usize::from(slot.tunnel.peer().tick(transmits, now));
+            tell(slot, &mut self.wheel, &mut self.events, now);
+            let mut peer = slot.tunnel.peer();
+            peer.rests = true;
             let look = now + LOOK + TICK * (number % LOOK_SPREAD);
             self.wheel.set(number, peer.due(now).map_or(look, |due| due.min(look)), now);
             looks += 1;
@@ -393,17 +394,18 @@ impl Tunnels {
 
     #[must_use]
     pub fn report(&self, peer: PeerId, now: Instant) -> Option<TunnelReport> {
-        self.peer(peer).map(|peer| peer.report(now))
+        self.peer(peer).map(|slot| slot.tunnel.peer().report(now))
     }
 
-    fn peer(&self, peer: PeerId) -> Option<&Peer> {
-        self.peers.get(peer.0 as usize)?.as_deref()
+    fn peer(&self, peer: PeerId) -> Option<&Slot> {
+        self.peers.get(peer.0 as usize)?.as_ref()
     }
 
-    /// boringtun gives a peer's sessions the indices `index << 8 | 0..=255`.
-    fn free_index(&mut self) -> u32 {
+    /// boringtun gives a peer's sessions the indices `index << 8 | 0..=255`. Its lowest byte, at [`PEER_BYTE`] of a datagram,
+    /// is the peer's number, so that peers are shared out evenly.
+    fn free_index(&mut self, peer: PeerId) -> u32 {
         loop {
-            let index = (self.random.next() >> 40) as u32;
+            let index = (self.random.next() >> 40) as u32 & !0xff | peer.0 & 0xff;
             if !self.by_index.contains_key(&index) {
                 return index;
             }
@@ -411,14 +413,26 @@ impl Tunnels {
     }
 }
 
-fn get_mut(peers: &mut [Option<Box<Peer>>], peer: PeerId) -> Option<&mut Peer> {
-    peers.get_mut(peer.0 as usize)?.as_deref_mut()
+fn get_mut(peers: &mut [Option<Slot>], peer: PeerId) -> Option<&mut Slot> {
+    peers.get_mut(peer.0 as usize)?.as_mut()
 }
 
-fn tell(id: PeerId, peer: &mut Peer, events: &mut VecDeque<TunnelEvent>, now: Instant) {
+/// After something happened to a peer: the wheel has it soon, and what became of it is an event.
+fn tell(slot: &mut Slot, wheel: &mut Wheel, events: &mut VecDeque<TunnelEvent>, now: Instant) {
+    let mut peer = slot.tunnel.peer();
+    let id = peer.id;
+    peer.rests = false;
+    match peer.is_held_up(now) {
+        true => wheel.set_now(id.0, now),
+        false => wheel.hasten(id.0, now),
+    }
+    if let Some(to) = peer.endpoint.filter(|_| peer.endpoint != peer.told_endpoint) {
+        (peer.told_endpoint, slot.has_endpoint) = (peer.endpoint, true);
+        events.push_back(TunnelEvent::Moved { peer: id, to });
+    }
     let is_up = peer.is_up(now);
     if is_up != peer.told_up {
-        peer.told_up = is_up;
+        (peer.told_up, slot.is_up) = (is_up, is_up);
         events.push_back(if is_up { TunnelEvent::Up(id) } else { TunnelEvent::Down(id) });
     }
 }
@@ -451,5 +465,7 @@ fn of_wireguard(error: &WireGuardError) -> OpenError {
     }
 }
 
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;

@@ -7,11 +7,16 @@
 
 use super::queue::Queue;
 use super::session::Sessions;
-use super::{MESSAGE_BYTES_MIN, OVERHEAD_BYTES, OpenError, Random, SealError, TICK, Transmits, TunnelReport};
-use super::{TunnelSettings, of_wireguard};
+use super::transmit::Unsent;
+use super::{
+    COUNTER_END, INNER_BYTES_MAX, MESSAGE_BYTES_MIN, OVERHEAD_BYTES, OpenError, Opened, Random, SealError, TICK,
+    Transmits,
+};
+use super::{TunnelReport, TunnelSettings, of_wireguard};
+use crate::addr::PeerId;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Tunn, TunnResult};
+use boringtun::noise::{PacketData, Tunn, TunnResult};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,6 +48,13 @@ pub(super) enum Message {
     Data { index: u32, counter: u64 },
 }
 
+impl Message {
+    pub fn data(data: &PacketData, datagram: &[u8]) -> Self {
+        let counter = datagram.get(8..16).and_then(|c| c.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
+        Self::Data { index: data.receiver_idx, counter }
+    }
+}
+
 /// Whether a session is being asked for.
 enum Asking {
     No,
@@ -51,10 +63,17 @@ enum Asking {
 }
 
 pub(super) struct Peer {
+    pub id: PeerId,
     pub endpoint: Option<SocketAddr>,
     pub index: u32,
     /// What was last told about this peer.
     pub told_up: bool,
+    pub told_endpoint: Option<SocketAddr>,
+    /// It was looked at since it last did something: the wheel may have it late.
+    pub rests: bool,
+    /// Removed, or its keys were changed: whoever still holds it seals and opens nothing any more.
+    pub is_gone: bool,
+    random: Random,
     settings: TunnelSettings,
     tunn: Tunn,
     sessions: Sessions,
@@ -63,6 +82,8 @@ pub(super) struct Peer {
     held_from: Option<Instant>,
     held_rest: Duration,
     queue: Queue,
+    /// Where packets of the queue lie sealed. Until they are sent, later ones wait so that none overtakes them.
+    unsent: Option<Unsent>,
     last_sent: Instant,
     last_received: Instant,
     /// The first data that was sent since something was received.
@@ -81,9 +102,10 @@ pub(super) struct Peer {
 
 impl Peer {
     pub fn new(
+        id: PeerId,
         private: &StaticSecret,
         settings: TunnelSettings,
-        index: u32,
+        (index, random): (u32, Random),
         unlimited: Arc<RateLimiter>,
         now: Instant,
     ) -> Self {
@@ -91,9 +113,14 @@ impl Peer {
         // Persistent keepalive is ours, so that it can change without an end to the sessions.
         let tunn = Tunn::new(private.clone(), public, settings.preshared_key, None, index, Some(unlimited));
         Self {
+            id,
             endpoint: settings.endpoint,
             index,
             told_up: false,
+            told_endpoint: settings.endpoint,
+            rests: false,
+            is_gone: false,
+            random,
             settings,
             tunn,
             sessions: Sessions::default(),
@@ -101,6 +128,7 @@ impl Peer {
             held_from: None,
             held_rest: Duration::ZERO,
             queue: Queue::default(),
+            unsent: None,
             last_sent: now,
             last_received: now,
             unanswered: None,
@@ -133,7 +161,7 @@ impl Peer {
     }
 
     pub fn set_endpoint(&mut self, endpoint: SocketAddr) {
-        self.endpoint = Some(endpoint);
+        (self.endpoint, self.told_endpoint) = (Some(endpoint), Some(endpoint));
         (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if let Asking::Rests { .. } = self.asking {
             self.asking = Asking::No;
@@ -156,34 +184,96 @@ impl Peer {
         }
     }
 
+    /// Whether the wheel, or whoever waits for events, is to hear of this peer.
+    pub fn has_news(&self, now: Instant) -> bool {
+        let is_told = self.is_up(now) == self.told_up && self.endpoint == self.told_endpoint;
+        self.rests || !is_told || self.is_held_up(now)
+    }
+
+    /// Whether packets wait although there is a session.
+    pub fn is_held_up(&self, now: Instant) -> bool {
+        !self.queue.is_empty() && self.is_up(now)
+    }
+
+    /// Seals one inner packet, padded to 16 bytes but not beyond `inner_mtu`; queues it and asks for a session when
+    /// there is none.
     pub fn seal(
         &mut self,
-        packet: &[u8],
+        inner: &[u8],
+        inner_mtu: u16,
+        scratch: &mut [u8],
         transmits: &mut Transmits,
-        random: &mut Random,
         now: Instant,
     ) -> Result<(), SealError> {
-        if self.endpoint.is_none() {
+        if self.endpoint.is_none() || self.is_gone {
             return Err(SealError::NoPath);
         }
-        self.freshen(transmits, random, now);
+        let padded = inner.len().next_multiple_of(16).min(inner.len().max(inner_mtu.into()));
+        if padded > INNER_BYTES_MAX {
+            return Err(SealError::Overload);
+        }
+        if padded == inner.len() {
+            return self.seal_padded(inner, transmits, now);
+        }
+        let packet = &mut scratch[..padded];
+        packet[..inner.len()].copy_from_slice(inner);
+        packet[inner.len()..].fill(0);
+        self.seal_padded(packet, transmits, now)
+    }
+
+    fn seal_padded(&mut self, packet: &[u8], transmits: &mut Transmits, now: Instant) -> Result<(), SealError> {
+        self.freshen(transmits, now);
         if !self.sessions.has_current(now) {
             self.queue.push(packet)?;
             if let Asking::No = self.asking {
-                self.ask_first(transmits, random, now);
+                self.ask_first(transmits, now);
             }
             return Ok(());
         }
         self.send_queued(transmits, now);
-        match self.queue.is_empty() {
+        match self.queue.is_empty() && !self.must_wait(transmits) {
             true => self.send(packet, transmits, now),
             false => self.queue.push(packet),
         }
     }
 
-    /// One datagram that was admitted, after [`Self::freshen`]. Ok is the bytes of the inner packet in `buffer`, none for other messages. `buffer`
-    /// is as long as the datagram and at least MESSAGE_BYTES_MIN.
+    /// One datagram that was admitted. `scratch` is used when `into` is shorter than the datagram, or than 148 bytes; that
+    /// costs a copy.
     pub fn open(
+        &mut self,
+        message: Message,
+        from: SocketAddr,
+        datagram: &[u8],
+        (into, scratch): (&mut [u8], &mut [u8]),
+        transmits: &mut Transmits,
+        now: Instant,
+    ) -> Opened {
+        if self.is_gone {
+            return Opened::Dropped(OpenError::Unauthentic);
+        }
+        if datagram.len() > scratch.len() {
+            return Opened::Dropped(OpenError::Malformed);
+        }
+        self.freshen(transmits, now);
+        let is_enough = into.len() >= datagram.len().max(MESSAGE_BYTES_MIN);
+        let buffer = if is_enough { &mut *into } else { &mut *scratch };
+        match self.decapsulate(message, from, datagram, buffer, transmits, now) {
+            Ok(None) => Opened::Nothing,
+            Ok(Some(bytes)) if is_enough => Opened::Packet { peer: self.id, bytes },
+            Ok(Some(bytes)) => match into.get_mut(..bytes) {
+                Some(into) => {
+                    into.copy_from_slice(&scratch[..bytes]);
+                    Opened::Packet { peer: self.id, bytes }
+                }
+                None => Opened::Dropped(OpenError::Overload),
+            },
+            Err(error) => Opened::Dropped(error),
+        }
+    }
+
+    /// Ok is the bytes of the inner packet in `buffer`, none for other messages. `buffer` is as long as the datagram and at
+    /// least MESSAGE_BYTES_MIN.
+    fn decapsulate(
         &mut self,
         message: Message,
         from: SocketAddr,
@@ -193,7 +283,9 @@ impl Peer {
         now: Instant,
     ) -> Result<Option<usize>, OpenError> {
         match message {
-            Message::Data { index, .. } if !self.sessions.carries(index, now) => return Err(OpenError::Unauthentic),
+            Message::Data { index, counter } if counter >= COUNTER_END || !self.sessions.carries(index, now) => {
+                return Err(OpenError::Unauthentic);
+            }
             // An answer that cannot be sent would leave a session here that the peer does not have.
             Message::Initiation | Message::Response { .. } if transmits.room() < MESSAGE_BYTES_MIN => {
                 return Err(OpenError::UnderLoad);
@@ -268,15 +360,15 @@ impl Peer {
     }
 
     /// What the time calls for. True when it asked for a session.
-    pub fn tick(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) -> bool {
+    pub fn tick(&mut self, transmits: &mut Transmits, now: Instant) -> bool {
         match self.asking {
-            Asking::Since { first, .. } if now >= first + ATTEMPT => self.give_up(random, now),
-            Asking::Since { again, .. } if now >= again => self.ask(transmits, random, now),
+            Asking::Since { first, .. } if now >= first + ATTEMPT => self.give_up(now),
+            Asking::Since { again, .. } if now >= again => self.ask(transmits, now),
             Asking::Since { .. } => {}
             Asking::Rests { until } if now < until => {}
             Asking::No | Asking::Rests { .. } => {
                 if self.wants_session(now) {
-                    self.ask_first(transmits, random, now);
+                    self.ask_first(transmits, now);
                 }
             }
         }
@@ -288,7 +380,7 @@ impl Peer {
                 let _ = self.send(&[], transmits, now);
             }
         }
-        self.age(transmits, random, now);
+        self.age(transmits, now);
         matches!(self.asking, Asking::Since { last, .. } if last == now)
     }
 
@@ -338,16 +430,16 @@ impl Peer {
     }
 
     /// boringtun dates the attempt by the time it knows, and may begin it itself when it learns the time.
-    fn ask_first(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
-        self.freshen(transmits, random, now);
+    fn ask_first(&mut self, transmits: &mut Transmits, now: Instant) {
+        self.freshen(transmits, now);
         match self.asking {
             Asking::Since { .. } => {}
-            Asking::No | Asking::Rests { .. } => self.ask(transmits, random, now),
+            Asking::No | Asking::Rests { .. } => self.ask(transmits, now),
         }
     }
 
     /// Sends an initiation. Without room it is tried again at the next tick, without an address when there is one.
-    fn ask(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+    fn ask(&mut self, transmits: &mut Transmits, now: Instant) {
         let Some(endpoint) = self.endpoint else { return };
         if transmits.room() < MESSAGE_BYTES_MIN {
             return;
@@ -358,38 +450,38 @@ impl Peer {
         };
         let (bytes, index) = (initiation.len(), word(initiation, 4));
         self.commit(endpoint, bytes, transmits, now);
-        self.asked(index, random, now);
+        self.asked(index, now);
     }
 
-    fn asked(&mut self, index: u32, random: &mut Random, now: Instant) {
+    fn asked(&mut self, index: u32, now: Instant) {
         let first = match self.asking {
             Asking::Since { first, .. } => first,
             Asking::No | Asking::Rests { .. } => now,
         };
-        let again = now + RETRY + Duration::from_millis(random.below(RETRY_JITTER_MILLIS));
+        let again = now + RETRY + Duration::from_millis(self.random.below(RETRY_JITTER_MILLIS));
         self.asking = Asking::Since { first, last: now, again, index };
     }
 
     /// The peer is away: what waits is dropped, and it is asked again after a rest if there is a reason.
-    fn give_up(&mut self, random: &mut Random, now: Instant) {
+    fn give_up(&mut self, now: Instant) {
         self.queue.clear();
         self.unanswered = None;
         self.sessions.forget_current();
         self.held_rest = (self.held_rest * 2).clamp(HELD_REST_MIN, HELD_REST_MAX);
         self.held_from = Some(now + self.held_rest);
-        let until = now + REST + Duration::from_millis(random.below(REST.as_millis() as u64));
+        let until = now + REST + Duration::from_millis(self.random.below(REST.as_millis() as u64));
         self.asking = Asking::Rests { until };
     }
 
     /// Lets boringtun look at its clock if it has not for a while: it dates what happens by that.
-    pub fn freshen(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+    fn freshen(&mut self, transmits: &mut Transmits, now: Instant) {
         if now.saturating_duration_since(self.aged) >= TICK {
-            self.age(transmits, random, now);
+            self.age(transmits, now);
         }
     }
 
     /// Lets boringtun end its sessions, except in the moments when it would do more.
-    fn age(&mut self, transmits: &mut Transmits, random: &mut Random, now: Instant) {
+    fn age(&mut self, transmits: &mut Transmits, now: Instant) {
         let retries = matches!(self.asking, Asking::Since { last, .. } if now + TICK >= last + RETRY);
         let silent = self.unanswered.is_some_and(|since| now < since + SILENCE);
         if retries || silent && now + TICK >= self.received_as_aged + SILENCE || transmits.room() < MESSAGE_BYTES_MIN {
@@ -402,7 +494,7 @@ impl Peer {
                 self.commit(endpoint, bytes, transmits, now);
             }
             if bytes == MESSAGE_BYTES_MIN {
-                self.asked(index, random, now);
+                self.asked(index, now);
             }
         }
         if self.tunn.time_since_last_handshake().is_none() {
@@ -411,15 +503,21 @@ impl Peer {
     }
 
     fn send_queued(&mut self, transmits: &mut Transmits, now: Instant) {
-        if !self.sessions.has_current(now) {
+        if self.queue.is_empty() || !self.sessions.has_current(now) || self.must_wait(transmits) {
             return;
         }
+        self.unsent = Some(transmits.unsent());
         while self.queue.first_bytes().is_some_and(|bytes| transmits.room() >= room_for(bytes)) {
             let Some(packet) = self.queue.pop() else { return };
             if self.send(&packet, transmits, now).is_err() {
                 return;
             }
         }
+    }
+
+    /// Packets of the queue lie sealed with another thread that has not sent them yet.
+    fn must_wait(&self, transmits: &Transmits) -> bool {
+        self.unsent.as_ref().is_some_and(|unsent| unsent.is_elsewhere(transmits))
     }
 
     /// With a current session only: without one boringtun would queue the packet itself.

@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-const PEER: PeerId = PeerId(7);
-const MTU: u16 = 1420;
+pub(super) const PEER: PeerId = PeerId(7);
+pub(super) const MTU: u16 = 1420;
 
 fn secret(seed: u8) -> StaticSecret {
     StaticSecret::from([seed; 32])
@@ -24,12 +24,12 @@ fn at(text: &str) -> SocketAddr {
     text.parse().expect("address")
 }
 
-fn settings(key: u8, endpoint: Option<SocketAddr>) -> TunnelSettings {
+pub(super) fn settings(key: u8, endpoint: Option<SocketAddr>) -> TunnelSettings {
     TunnelSettings { public_key: public(key), preshared_key: None, endpoint, keepalive_seconds: None, held: false }
 }
 
 /// An IPv4 packet with a number in it.
-fn packet(number: u32, bytes: usize) -> Vec<u8> {
+pub(super) fn packet(number: u32, bytes: usize) -> Vec<u8> {
     let mut packet = vec![0; bytes.max(24)];
     packet[0] = 0x45;
     packet[2..4].copy_from_slice(&(bytes.max(24) as u16).to_be_bytes());
@@ -37,24 +37,24 @@ fn packet(number: u32, bytes: usize) -> Vec<u8> {
     packet
 }
 
-fn number(packet: &[u8]) -> u32 {
+pub(super) fn number(packet: &[u8]) -> u32 {
     u32::from_be_bytes(packet[20..24].try_into().expect("number"))
 }
 
 type Datagram = (SocketAddr, Vec<u8>);
 
-struct Side {
-    tunnels: Tunnels,
-    transmits: Transmits,
-    address: SocketAddr,
+pub(super) struct Side {
+    pub(super) tunnels: Tunnels,
+    pub(super) transmits: Transmits,
+    pub(super) address: SocketAddr,
 }
 
 impl Side {
-    fn new(key: u8, address: SocketAddr, now: Instant) -> Self {
+    pub(super) fn new(key: u8, address: SocketAddr, now: Instant) -> Self {
         Self { tunnels: Tunnels::new(secret(key), key.into(), now), transmits: Transmits::new(1 << 20), address }
     }
 
-    fn sent(&mut self) -> Vec<Datagram> {
+    pub(super) fn sent(&mut self) -> Vec<Datagram> {
         let mut sent = Vec::new();
         for (batch, bytes) in self.transmits.batches() {
             sent.extend(bytes.chunks(batch.segment_bytes).map(|datagram| (batch.to, datagram.to_vec())));
@@ -63,11 +63,11 @@ impl Side {
         sent
     }
 
-    fn seal(&mut self, inner: &[u8], now: Instant) -> Result<(), SealError> {
+    pub(super) fn seal(&mut self, inner: &[u8], now: Instant) -> Result<(), SealError> {
         self.tunnels.seal(PEER, inner, MTU, &mut self.transmits, now)
     }
 
-    fn open(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> (Opened, Vec<u8>) {
+    pub(super) fn open(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> (Opened, Vec<u8>) {
         let mut into = vec![0; 2048];
         let opened = self.tunnels.open(from, datagram, &mut into, &mut self.transmits, now);
         if let Opened::Packet { bytes, .. } = opened {
@@ -76,25 +76,25 @@ impl Side {
         (opened, into)
     }
 
-    fn events(&mut self) -> Vec<TunnelEvent> {
+    pub(super) fn events(&mut self) -> Vec<TunnelEvent> {
         std::iter::from_fn(|| self.tunnels.poll_event()).collect()
     }
 }
 
 /// `a` knows where `b` is; `b` waits to be called.
-struct Pair {
-    a: Side,
-    b: Side,
-    now: Instant,
+pub(super) struct Pair {
+    pub(super) a: Side,
+    pub(super) b: Side,
+    pub(super) now: Instant,
     /// What each opened.
-    at_a: Vec<Vec<u8>>,
-    at_b: Vec<Vec<u8>>,
+    pub(super) at_a: Vec<Vec<u8>>,
+    pub(super) at_b: Vec<Vec<u8>>,
     /// Lengths of datagrams on the wire.
     seen: Vec<usize>,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = Instant::now();
         let (mut a, mut b) = (Side::new(1, at("192.0.2.1:1"), now), Side::new(2, at("192.0.2.2:2"), now));
         a.tunnels.add(PEER, settings(2, Some(b.address)), now).expect("settings");
@@ -102,7 +102,7 @@ impl Pair {
         Self { a, b, now, at_a: Vec::new(), at_b: Vec::new(), seen: Vec::new() }
     }
 
-    fn up() -> Self {
+    pub(super) fn up() -> Self {
         let mut pair = Self::new();
         pair.a.seal(&packet(0, 100), pair.now).expect("queued");
         pair.settle();
@@ -116,7 +116,7 @@ impl Pair {
     }
 
     /// Carries datagrams until both are silent. What is sent elsewhere is lost.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         loop {
             let (from_a, from_b) = (self.a.sent(), self.b.sent());
             if from_a.is_empty() && from_b.is_empty() {
@@ -185,7 +185,7 @@ fn initiation(stranger: u8, key: u8) -> Vec<u8> {
 #[test]
 fn the_first_packet_brings_the_session_up_and_arrives_through_it() {
     let mut pair = Pair::new();
-    assert!(!pair.b.tunnels.can_send(PEER));
+    assert!(pair.b.tunnels.tunnel(PEER).is_none());
     for n in 0..3 {
         pair.a.seal(&packet(n, 100), pair.now).expect("queued");
     }

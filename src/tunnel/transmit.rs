@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The kernel takes at most this many segments a send (`UDP_MAX_SEGMENTS` was 64 before Linux 6.9).
 const SEGMENTS_MAX: usize = 64;
@@ -22,12 +24,28 @@ pub struct Transmits {
     arena: Box<[u8]>,
     used: usize,
     batches: Vec<Batch>,
+    /// How often it was cleared.
+    cleared: Arc<AtomicU64>,
+}
+
+/// What lies in an arena and is not sent yet.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    cleared: Arc<AtomicU64>,
+    count: u64,
+}
+
+impl Unsent {
+    /// Whether it still lies in an arena, and not in this one.
+    pub(super) fn is_elsewhere(&self, transmits: &Transmits) -> bool {
+        !Arc::ptr_eq(&self.cleared, &transmits.cleared) && self.cleared.load(Ordering::Acquire) == self.count
+    }
 }
 
 impl Transmits {
     #[must_use]
     pub fn new(arena_bytes: usize) -> Self {
-        Self { arena: vec![0; arena_bytes].into(), used: 0, batches: Vec::with_capacity(256) }
+        Self { arena: vec![0; arena_bytes].into(), used: 0, batches: Vec::with_capacity(256), cleared: Arc::default() }
     }
 
     #[must_use]
@@ -66,9 +84,15 @@ impl Transmits {
         self.batches.iter().map(|batch| (batch, &self.arena[batch.range.clone()]))
     }
 
+    /// After everything was sent, or given up.
     pub fn clear(&mut self) {
         self.used = 0;
         self.batches.clear();
+        self.cleared.fetch_add(1, Ordering::Release);
+    }
+
+    pub(super) fn unsent(&self) -> Unsent {
+        Unsent { cleared: Arc::clone(&self.cleared), count: self.cleared.load(Ordering::Relaxed) }
     }
 }
 

@@ -201,9 +201,9 @@ impl Hub {
             while !transmits.is_empty() {
                 let datagrams: Vec<Vec<u8>> = datagrams(transmits);
                 transmits.clear();
-                for mut datagram in datagrams {
+                for datagram in datagrams {
                     let stride = datagram.len();
-                    self.node.handle_datagrams(*endpoint, &mut datagram, stride, &mut self.output, self.now);
+                    self.node.handle_datagrams(*endpoint, &datagram, stride, &mut self.output, self.now);
                 }
                 for answer in datagrams_to(&self.output.transmits, *endpoint) {
                     let opened = tunnels.open(hub_endpoint(), &answer, &mut into, transmits, self.now);
@@ -263,10 +263,10 @@ impl Hub {
     }
 
     fn receive(&mut self, far: usize, inner: &[u8]) {
-        let mut datagram = self.fars[far].seal(inner, self.now);
+        let datagram = self.fars[far].seal(inner, self.now);
         let stride = datagram.len();
         let from = self.fars[far].endpoint;
-        self.node.handle_datagrams(from, &mut datagram, stride, &mut self.output, self.now);
+        self.node.handle_datagrams(from, &datagram, stride, &mut self.output, self.now);
         self.node.handle_batch_end(&mut self.output, self.now);
         assert_eq!(self.output.joiner.deliveries().count(), 1, "delivered");
     }

@@ -192,14 +192,14 @@ impl World {
 
     fn deliver_due(&mut self) {
         while self.wire.peek().is_some_and(|next| next.arrives.0.0 <= self.now) {
-            let Some(mut datagram) = self.wire.pop() else { break };
+            let Some(datagram) = self.wire.pop() else { break };
             let to = self.gateways.iter().find(|(_, g)| g.endpoint == datagram.to).map(|(site, _)| *site);
             let Some(site) = to else { continue };
             let now = self.now;
             let gateway = self.gateway(site);
             let stride = datagram.bytes.len();
             let from = datagram.from;
-            gateway.node.handle_datagrams(from, &mut datagram.bytes, stride, &mut gateway.output, now);
+            gateway.node.handle_datagrams(from, &datagram.bytes, stride, &mut gateway.output, now);
             gateway.node.handle_batch_end(&mut gateway.output, now);
             self.settle(site);
         }

@@ -136,6 +136,11 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
     );
     registry.register("unsegmented_sends", "Sends without segmentation offload", counted(&counters.unsegmented_sends));
     registry.register("tun_offload", "What the kernel does for the TUN; always 1", offload);
+    let processor = Family::<Labels, Counter<f64, AtomicU64>>::default();
+    for (number, time) in agent.handle.worker_times().iter().enumerate() {
+        processor.get_or_create(&label("worker", &number.to_string())).inc_by(time.as_secs_f64());
+    }
+    registry.register("worker_cpu_seconds", "Processor time of each data thread", processor);
     registry.register("uptime_seconds", "Since the start", gauge(agent.started.elapsed().as_secs()));
 }
 

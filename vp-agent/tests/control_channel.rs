@@ -59,13 +59,13 @@ impl Gateway {
         Some(result)
     }
 
-    fn carry(&self, mut datagram: Vec<u8>) {
+    fn carry(&self, datagram: Vec<u8>) {
         let far = self.far.lock().unwrap().clone();
         let (Some(far), from) = (far, self.endpoint) else { return };
         tokio::spawn(async move {
             tokio::time::sleep(DELAY).await;
             let stride = datagram.len();
-            far.call(|node, output, now| node.handle_datagrams(from, &mut datagram, stride, output, now));
+            far.call(|node, output, now| node.handle_datagrams(from, &datagram, stride, output, now));
         });
     }
 

@@ -1,5 +1,5 @@
 //! The gateway as a whole: what the file and vp-ctl want, applied to the node and to the host. Lives on the control
-//! thread; the data thread is reached by its handle alone.
+//! thread; the data threads are reached by their handle alone.
 
 mod desired;
 mod names;
@@ -15,7 +15,7 @@ pub use running::Running;
 use crate::audit::{Audit, Entry};
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
-use crate::dataplane::{self, DataPlane, Handle};
+use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::netlink::{self, Network};
 use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
@@ -106,19 +106,23 @@ impl Agent {
         let node = Node::new(settings, leases, key, seed, Instant::now());
         let node = node.map_err(|error| placed(error.into(), &config))?;
         let interface = &config.interface;
-        let tun = Tun::open(interface)?;
-        let offload = tun.offload();
+        let workers = config.workers.count();
+        let tuns = Tun::open_queues(interface, workers)?;
+        let offload = tuns[0].offload();
         if offload != TunOffload::TcpAndUdp {
             tracing::warn!("interface {interface}: offload {}, which costs speed", offload.word());
         }
-        let udp = Udp::bind(config.listen).with_context(|| match config.listen {
-            Some(listen) => format!("cannot listen on {listen}"),
-            None => "cannot open a UDP socket".to_owned(),
-        })?;
+        let udps =
+            Udp::bind_group(config.listen, workers, vp::tunnel::PEER_BYTE).with_context(|| match config.listen {
+                Some(listen) => format!("cannot listen on {listen}"),
+                None => "cannot open a UDP socket".to_owned(),
+            })?;
+        let udp = &udps[0];
         udp.refusals().iter().for_each(|refusal| tracing::warn!("{refusal}"));
         let (listen, buffer_bytes) = (udp.local_address()?, udp.buffer_bytes()?);
+        let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
         let network = Network::open(interface).await?;
-        let (handle, events, data) = dataplane::start(DataPlane { node, tun, udp, journal: Box::new(journal) })?;
+        let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
         let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
         let site = config.settings.site.clone();

@@ -58,6 +58,7 @@ pub(super) fn keep_fixed(running: &Config, new: &mut Config) -> Result<Vec<Strin
     let at_restart = [
         ("listen", keep(&running.listen, &mut new.listen)),
         ("interface", keep(&running.interface, &mut new.interface)),
+        ("workers", keep(&running.workers, &mut new.workers)),
         ("socket", keep(&running.socket, &mut new.socket)),
         ("metrics", keep(&running.metrics, &mut new.metrics)),
         ("audit", keep(&running.audit, &mut new.audit)),
@@ -87,11 +88,12 @@ mod tests {
     #[test]
     fn what_changes_at_a_restart_is_said_and_stays_until_then() {
         let running = config("socket: /run/vp/agent.sock\nmetrics: 127.0.0.1:9100\n");
-        let changes = "listen: 0.0.0.0:1\ninterface: vp9\nsocket: /run/vp/other.sock\naudit: /var/log/vp/a.jsonl\n";
+        let changes =
+            "listen: 0.0.0.0:1\ninterface: vp9\nworkers: 2\nsocket: /run/vp/other.sock\naudit: /var/log/vp/a.jsonl\n";
         for _ in 0..2 {
             let mut new = config(&format!("{changes}mtu: 1400\n"));
             let warnings = keep_fixed(&running, &mut new).expect("no refusal");
-            let said = ["listen", "interface", "socket", "metrics", "audit"];
+            let said = ["listen", "interface", "workers", "socket", "metrics", "audit"];
             assert_eq!(warnings, said.map(|what| format!("{what} changes at the next restart")));
             assert_eq!((new.listen, &new.interface, &new.socket), (None, &running.interface, &running.socket));
             assert_eq!((new.metrics, &new.audit, new.settings.inner_mtu), (running.metrics, &None, 1400));

@@ -4,7 +4,7 @@ use super::error::{ConfigError, FieldError};
 use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::requests::{self, exposure, exposure_warnings, mapping, mapping_warnings};
-use super::{Config, HostNetworks, Reach, values};
+use super::{Config, HostNetworks, Reach, Workers, values};
 use crate::control::offer;
 use crate::state::kept_leases;
 use ipnet::IpNet;
@@ -54,6 +54,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let listen = r.optional("listen", file.listen.as_ref(), values::socket_address)?;
     let interface = r.optional("interface", file.interface.as_ref(), values::interface)?;
     let interface = interface.unwrap_or_else(|| INTERFACE.to_owned());
+    let workers = r.optional("workers", file.workers.as_ref(), values::workers)?.unwrap_or(Workers::Auto);
     let inner_mtu = r.mtu(file.mtu.as_ref())?;
     let flows_max = r.flows_max(file.flows_max.as_ref())?;
     let socket = r.optional("socket", file.socket.as_ref(), values::socket_path)?;
@@ -81,6 +82,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         key,
         listen,
         interface,
+        workers,
         state_dir,
         socket: socket.unwrap_or_else(|| SOCKET.into()),
         reach,

@@ -14,6 +14,7 @@ pub struct File {
     pub key: Option<Text>,
     pub listen: Option<Text>,
     pub interface: Option<Text>,
+    pub workers: Option<Text>,
     pub mtu: Option<Spanned<u16>>,
     pub flows_max: Option<Spanned<u32>>,
     pub state_dir: Option<Text>,

@@ -44,6 +44,7 @@ pub struct Config {
     /// Absent: any port.
     pub listen: Option<SocketAddr>,
     pub interface: String,
+    pub workers: Workers,
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub reach: Reach,
@@ -54,6 +55,34 @@ pub struct Config {
     pub warnings: Vec<String>,
     /// The lines of the file's services and mappings.
     lines: BTreeMap<String, u64>,
+}
+
+/// How many threads carry packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Workers {
+    /// As many as this machine has use for.
+    Auto,
+    Count(usize),
+}
+
+impl Workers {
+    /// Each takes a processor when it is busy, and the kernel takes as much beside it.
+    const CORES_EACH: usize = 2;
+    /// What [`Workers::Auto`] is at most: all of them go through one node.
+    const AUTO_MAX: usize = 8;
+    /// More share nothing out any more: the sockets share peers out by a byte.
+    pub const MAX: usize = 64;
+
+    #[must_use]
+    pub fn count(self) -> usize {
+        match self {
+            Self::Auto => {
+                let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+                (cores / Self::CORES_EACH).clamp(1, Self::AUTO_MAX)
+            }
+            Self::Count(count) => count,
+        }
+    }
 }
 
 /// How hosts of this site find the pool.

@@ -129,8 +129,17 @@ fn only_site_and_pool_are_needed() {
 }
 
 #[test]
+fn workers_are_a_number_or_as_the_machine_has_use_for() {
+    let workers = |lines: &str| parse(&format!("{HEAD}{lines}")).expect("good").workers;
+    assert_eq!([workers(""), workers("workers: auto\n")], [Workers::Auto; 2]);
+    assert_eq!([workers("workers: 1\n"), workers("workers: \"64\"\n")], [1, 64].map(Workers::Count));
+    assert!((1..=8).contains(&Workers::Auto.count()));
+    assert_eq!(Workers::Count(3).count(), 3);
+}
+
+#[test]
 fn what_is_not_the_yaml_we_expect_is_refused() {
-    let keys = "site, key, listen, interface, mtu, flows_max, state_dir, socket, pool, reach, peers, clients, expose, map, audit, \
+    let keys = "site, key, listen, interface, workers, mtu, flows_max, state_dir, socket, pool, reach, peers, clients, expose, map, audit, \
                 metrics or dns";
     let parse_bare = |text: &str| match Config::parse(Path::new("agent.yaml"), text, &machine()) {
         Ok(_) => panic!("no error for:\n{text}"),
@@ -176,6 +185,14 @@ fn values_are_refused_where_they_stand() {
         "interface: a/b\n",
         ":3:12: interface: \"a/b\" is no interface name, expected 1 to 15 letters, digits, `-`, `_` or `.`",
     );
+    for bad in ["0", "65", "-1", "1.5", "many", "\"\"", "AUTO"] {
+        let text = bad.trim_matches('"');
+        wrong(
+            &format!("workers: {bad}\n"),
+            &format!(":3:10: workers: \"{text}\", expected auto or a number from 1 to 64"),
+        );
+    }
+    wrong("workers: [2]\n", ":3:10: found something else, expected a text");
     wrong("flows_max: 0\n", ":3:12: flows_max: 0, expected 1 or more");
     wrong("mtu: 576\n", ":3:6: mtu: 576, expected 1280 to 9000");
     wrong("key: site.key\n", ":3:6: key: \"site.key\" is no absolute path, expected one that begins with /");

@@ -1,5 +1,6 @@
 //! What the texts in the file and in requests mean. Messages say what was expected; who read the text adds the place.
 
+use super::Workers;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
@@ -144,6 +145,14 @@ pub fn per_second(text: &str) -> Parsed<u32> {
     let number = text.strip_suffix("/s").ok_or_else(error)?;
     let digits = number.chars().all(|c| c.is_ascii_digit());
     number.parse().ok().filter(|rate| digits && *rate > 0).ok_or_else(error)
+}
+
+pub fn workers(text: &str) -> Parsed<Workers> {
+    if text == "auto" {
+        return Ok(Workers::Auto);
+    }
+    let count = text.parse().ok().filter(|count| (1..=Workers::MAX).contains(count));
+    count.map(Workers::Count).ok_or_else(|| format!("{text:?}, expected auto or a number from 1 to {}", Workers::MAX))
 }
 
 pub fn interface(text: &str) -> Parsed<String> {

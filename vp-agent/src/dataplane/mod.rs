@@ -1,20 +1,23 @@
-//! The data thread: owns the node, the TUN and the UDP socket, and does nothing but carry packets between them.
-//! Everything else reaches the node as a closure that runs between two batches.
+//! The data threads, or workers: each has a queue of the TUN and a UDP socket of its own, and does nothing but carry packets
+//! between them through the node that they share. Everything else reaches the node as a closure that the first worker runs
+//! between two batches.
 
 mod backlog;
 mod codel;
 mod deliver;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod worker;
 
-use crate::sys::{Poller, Token, Tun, Udp, Waker};
+use crate::sys::{Poller, ThreadClock, Token, Tun, Udp, Waker};
+use shared::Shared;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 use vp::addr::Grant;
 use vp::node::{Event, Node, Output};
@@ -30,13 +33,19 @@ pub trait Journal: Send {
 
 type Command = Box<dyn FnOnce(&mut Node, &mut Output, Instant) + Send>;
 
-/// Reaches the node from any thread. The data thread ends when it is told to stop.
+/// Reaches the node from any thread. The data threads end when they are told to stop.
 #[derive(Clone)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
-    waker: Arc<Waker>,
+    workers: Arc<[Reach]>,
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
+}
+
+/// One worker, as others reach it.
+struct Reach {
+    waker: Waker,
+    clock: OnceLock<ThreadClock>,
 }
 
 /// What the shell counts itself.
@@ -66,13 +75,13 @@ fn count(counter: &AtomicU64, by: u64) {
     }
 }
 
-/// The data thread is gone.
+/// The data threads are gone.
 #[derive(Debug, thiserror::Error)]
-#[error("the data thread has ended")]
+#[error("the data threads have ended")]
 pub struct Gone;
 
 impl Handle {
-    /// Runs on the data thread between two batches.
+    /// Runs on the first data thread between two batches, with no other at the node.
     pub async fn call<R: Send + 'static>(
         &self,
         run: impl FnOnce(&mut Node, &mut Output, Instant) -> R + Send + 'static,
@@ -82,7 +91,7 @@ impl Handle {
             answer.send(run(node, output, now)).ok();
         });
         self.commands.send(command).map_err(|_| Gone)?;
-        self.waker.wake();
+        self.wake_first();
         answered.await.map_err(|_| Gone)
     }
 
@@ -91,37 +100,79 @@ impl Handle {
         &self.counters
     }
 
-    /// The data thread ends after the batch at hand, and the interface with it.
+    /// What each worker took of the processor, the first one first.
+    #[must_use]
+    pub fn worker_times(&self) -> Vec<Duration> {
+        let read = |reach: &Reach| reach.clock.get().and_then(|clock| clock.read()).unwrap_or_default();
+        self.workers.iter().map(read).collect()
+    }
+
+    /// The data threads end after the batches at hand, and the interface with them.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.waker.wake();
+        self.workers.iter().for_each(|reach| reach.waker.wake());
+    }
+
+    fn wake_first(&self) {
+        self.workers.iter().take(1).for_each(|reach| reach.waker.wake());
     }
 }
 
-/// What the data thread is made of.
+/// What the data threads are made of.
 pub struct DataPlane {
     pub node: Node,
-    pub tun: Tun,
-    pub udp: Udp,
+    /// A worker each.
+    pub queues: Vec<Queue>,
     pub journal: Box<dyn Journal>,
 }
 
-/// Starts the data thread. When it ends, the events do.
+/// What is one worker's own.
+pub struct Queue {
+    pub tun: Tun,
+    pub udp: Udp,
+}
+
+/// Starts the data threads; the one returned ends as the last. When they end, the events do.
 pub fn start(plane: DataPlane) -> io::Result<(Handle, async_mpsc::Receiver<Event>, JoinHandle<()>)> {
     let (commands, inbox) = mpsc::channel();
     let (events, outbox) = async_mpsc::channel(EVENTS_MAX);
-    let waker = Arc::new(Waker::new()?);
-    let poller = Poller::new()?;
-    poller.add(plane.tun.as_fd(), Token::Tun)?;
-    poller.add(plane.udp.as_fd(), Token::Udp)?;
-    poller.add(waker.as_fd(), Token::Waker)?;
+    let reach = |_: &Queue| Waker::new().map(|waker| Reach { waker, clock: OnceLock::new() });
+    let workers: Arc<[Reach]> = plane.queues.iter().map(reach).collect::<io::Result<_>>()?;
     let (counters, stop) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
-    let handle = Handle { commands, waker, counters, stop };
-    let with = handle.clone();
-    let run = move || match Worker::new(plane, inbox, events, with).run(&poller) {
-        Ok(()) => {}
-        Err(error) => tracing::error!("the data thread ends: {error}"),
+    let handle = Handle { commands, workers, counters, stop };
+    let shared = Arc::new(Shared::new(plane.node, plane.journal, events, handle.clone()));
+    let (mut first, mut others) = (Some(inbox), Vec::new());
+    // The first one last: it waits for the others at its end.
+    for (number, queue) in plane.queues.into_iter().enumerate().rev() {
+        let inbox = if number == 0 { first.take() } else { None };
+        let joined = if number == 0 { std::mem::take(&mut others) } else { Vec::new() };
+        let started = spawn(number, queue, inbox, joined, shared.clone(), handle.clone());
+        others.push(started.inspect_err(|_| handle.stop())?);
+    }
+    let first = others.pop().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok((handle, outbox, first))
+}
+
+fn spawn(
+    number: usize,
+    queue: Queue,
+    inbox: Option<mpsc::Receiver<Command>>,
+    others: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    handle: Handle,
+) -> io::Result<JoinHandle<()>> {
+    let poller = Poller::new()?;
+    poller.add(queue.tun.as_fd(), Token::Tun)?;
+    poller.add(queue.udp.as_fd(), Token::Udp)?;
+    poller.add(handle.workers[number].waker.as_fd(), Token::Waker)?;
+    let run = move || {
+        let ended = Worker::new(number, queue, inbox, shared).run(&poller);
+        let was_told = handle.stop.load(Ordering::Relaxed);
+        if let (Err(error), false) = (ended, was_told) {
+            tracing::error!("the data threads end: {error}");
+        }
+        handle.stop();
+        others.into_iter().for_each(|other| drop(other.join()));
     };
-    let thread = std::thread::Builder::new().name("vp-data".to_owned()).spawn(run)?;
-    Ok((handle, outbox, thread))
+    std::thread::Builder::new().name(format!("vp-data-{number}")).spawn(run)
 }

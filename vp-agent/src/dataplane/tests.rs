@@ -11,6 +11,7 @@ use std::time::Duration;
 use vp::addr::{Family, Holder, Name, PeerId, Pool};
 use vp::node::Settings;
 use vp::packet::{Offload, Packet};
+use vp::tunnel::PEER_BYTE;
 use x25519_dalek::StaticSecret;
 
 const LONG: Duration = Duration::from_secs(10);
@@ -55,12 +56,14 @@ impl Journal for Book {
     }
 }
 
-fn start(book: &Book) -> (Handle, async_mpsc::Receiver<Event>, JoinHandle<()>) {
+fn start(book: &Book, workers: usize) -> (Handle, async_mpsc::Receiver<Event>, JoinHandle<()>) {
     enter_new_network_namespace();
     let (key, now) = (StaticSecret::from([7; 32]), Instant::now());
     let node = Node::new(settings(), Vec::new(), key, 1, now).unwrap();
-    let (tun, udp) = (Tun::open("vp-test").unwrap(), Udp::bind(None).unwrap());
-    super::start(DataPlane { node, tun, udp, journal: Box::new(book.clone()) }).unwrap()
+    let tuns = Tun::open_queues("vp-test", workers).unwrap();
+    let udps = Udp::bind_group(None, workers, PEER_BYTE).unwrap();
+    let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
+    super::start(DataPlane { node, queues, journal: Box::new(book.clone()) }).unwrap()
 }
 
 fn block_on<F: Future>(test: F) -> F::Output {
@@ -68,26 +71,30 @@ fn block_on<F: Future>(test: F) -> F::Output {
 }
 
 #[test]
-fn closures_run_on_the_data_thread_until_it_is_stopped() {
-    let (handle, mut events, thread) = start(&Book::default());
-    block_on(async {
-        let name = |_: &mut Node, _: &mut Output, _| std::thread::current().name().map(str::to_owned);
-        assert_eq!(handle.call(name).await.unwrap().as_deref(), Some("vp-data"));
-        handle.stop();
-        thread.join().unwrap();
-        assert!(handle.call(|_, _, _| ()).await.is_err());
-        let gateway = Holder::Gateway { family: Family::V4 };
-        let granted = |event: Event| matches!(event, Event::Granted(grant) if grant.holder == gateway);
-        assert!(events.recv().await.is_some_and(granted));
-        assert!(events.recv().await.is_none());
-    });
+fn closures_run_on_the_first_data_thread_until_all_are_stopped() {
+    for workers in [1, 2, 5] {
+        let (handle, mut events, thread) = start(&Book::default(), workers);
+        block_on(async {
+            let name = |_: &mut Node, _: &mut Output, _| std::thread::current().name().map(str::to_owned);
+            assert_eq!(handle.call(name).await.unwrap().as_deref(), Some("vp-data-0"));
+            assert_eq!(handle.worker_times().len(), workers);
+            assert!(handle.worker_times()[0] > Duration::ZERO);
+            handle.stop();
+            thread.join().unwrap();
+            assert!(handle.call(|_, _, _| ()).await.is_err());
+            let gateway = Holder::Gateway { family: Family::V4 };
+            let granted = |event: Event| matches!(event, Event::Granted(grant) if grant.holder == gateway);
+            assert!(events.recv().await.is_some_and(granted));
+            assert!(events.recv().await.is_none());
+        });
+    }
 }
 
 #[test]
 fn a_lease_that_could_not_be_kept_is_tried_again_until_it_is() {
     let book = Book::default();
     book.0.lock().unwrap().refusals = 1;
-    let (handle, _events, thread) = start(&book);
+    let (handle, _events, thread) = start(&book, 1);
     let deadline = Instant::now() + LONG;
     while book.0.lock().unwrap().kept.is_empty() {
         assert!(Instant::now() < deadline);
@@ -100,14 +107,16 @@ fn a_lease_that_could_not_be_kept_is_tried_again_until_it_is() {
 }
 
 #[test]
-fn the_end_of_the_interface_is_the_end_of_the_data_thread() {
-    let (handle, mut events, thread) = start(&Book::default());
-    sh("ip link set vp-test up; ip link del vp-test");
-    thread.join().unwrap();
-    block_on(async {
-        while events.recv().await.is_some() {}
-        assert!(handle.call(|_, _, _| ()).await.is_err());
-    });
+fn the_end_of_the_interface_is_the_end_of_the_data_threads() {
+    for workers in [1, 3] {
+        let (handle, mut events, thread) = start(&Book::default(), workers);
+        sh("ip link set vp-test up; ip link del vp-test");
+        thread.join().unwrap();
+        block_on(async {
+            while events.recv().await.is_some() {}
+            assert!(handle.call(|_, _, _| ()).await.is_err());
+        });
+    }
 }
 
 /// One of a run of packets from 10.0.1.9 to 10.0.2.9, with the `number` as its payload and a right checksum.

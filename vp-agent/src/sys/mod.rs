@@ -8,7 +8,7 @@ mod poll;
 mod tun;
 mod udp;
 
-pub use host::effective_user;
+pub use host::{ThreadClock, effective_user};
 pub use poll::{Poller, Ready, Token, Waker};
 pub use tun::{Tun, TunOffload};
 pub use udp::{Datagrams, Message, Receiver, Sender, Sent, Udp};

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 const VIRTIO_BYTES: usize = vp::packet::virtio::HEADER_BYTES;
 /// `IFF_TUN_EXCL`: fail if the name is taken, so that no earlier owner's settings stay on it.
@@ -37,11 +38,21 @@ impl TunOffload {
     }
 }
 
-/// A TUN device of our own; it is gone when this is dropped.
+/// A TUN device of our own, or one queue of it; the device is gone when the last of them is dropped.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
+    /// Of a device with several queues: one that only writes.
+    writer: Option<Arc<File>>,
     offload: TunOffload,
+}
+
+/// Which queue of a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    Only,
+    First,
+    Next,
 }
 
 impl Tun {
@@ -50,32 +61,51 @@ impl Tun {
         Self::open_with(name, TunOffload::TcpAndUdp)
     }
 
+    /// The same with `count` queues. The kernel gives each flow's packets to one of them, by a hash, and to no other: what
+    /// is written comes by a queue that nothing is read from, because the kernel moves a flow to the queue that its
+    /// opposite direction was written to, and packets overtake each other there.
+    pub fn open_queues(name: &str, count: usize) -> Result<Vec<Self>> {
+        if count <= 1 {
+            return Ok(vec![Self::open(name)?]);
+        }
+        let first = Self::open_queue(name, TunOffload::TcpAndUdp, Queue::First)?;
+        let next = || -> Result<File> {
+            let file = open_device()?;
+            attach(&file, name, first.has_header(), Queue::Next).map(|()| file)
+        };
+        let others = (1..count).map(|_| next()).collect::<Result<Vec<_>>>()?;
+        let writer = next()?;
+        detach(&writer).with_context(|| format!("cannot detach a queue of interface {name}"))?;
+        let (writer, offload) = (Some(Arc::new(writer)), first.offload);
+        let files = std::iter::once(first.file).chain(others);
+        Ok(files.map(|file| Self { file, writer: writer.clone(), offload }).collect())
+    }
+
     /// The same with no more than `wanted`.
     pub fn open_with(name: &str, wanted: TunOffload) -> Result<Self> {
+        Self::open_queue(name, wanted, Queue::Only)
+    }
+
+    fn open_queue(name: &str, wanted: TunOffload, queue: Queue) -> Result<Self> {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let fits = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.chars().all(good) && name != "." && name != "..";
         ensure!(fits, "{name:?} is no name for an interface: 1 to {NAME_BYTES_MAX} of letters, digits, '-', '_', '.'");
         let make = |header: bool| {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open("/dev/net/tun")
-                .map_err(of_device)?;
-            attach(&file, name, header).map(|()| file)
+            let file = open_device()?;
+            attach(&file, name, header, queue).map(|()| file)
         };
         let with_header = match wanted {
             TunOffload::None => None,
             TunOffload::Header | TunOffload::Tcp | TunOffload::TcpAndUdp => make(true).ok(),
         };
         let Some(file) = with_header else {
-            return Ok(Self { file: make(false)?, offload: TunOffload::None });
+            return Ok(Self { file: make(false)?, writer: None, offload: TunOffload::None });
         };
         let offload = [TunOffload::TcpAndUdp, TunOffload::Tcp]
             .into_iter()
             .find(|offload| *offload <= wanted && set_offload(&file, *offload).is_ok())
             .unwrap_or(TunOffload::Header);
-        Ok(Self { file, offload })
+        Ok(Self { file, writer: None, offload })
     }
 
     #[must_use]
@@ -96,7 +126,8 @@ impl Tun {
 
     /// One packet, after its virtio header if there is one.
     pub fn write(&self, parts: &[IoSlice]) -> io::Result<()> {
-        (&self.file).write_vectored(parts).map(drop)
+        let mut file = self.writer.as_deref().unwrap_or(&self.file);
+        file.write_vectored(parts).map(drop)
     }
 }
 
@@ -104,6 +135,11 @@ impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn open_device() -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").map_err(of_device)
 }
 
 fn of_device(error: io::Error) -> anyhow::Error {
@@ -114,13 +150,18 @@ fn of_device(error: io::Error) -> anyhow::Error {
     anyhow!("cannot open /dev/net/tun: {error}; {what}")
 }
 
-fn attach(file: &File, name: &str, header: bool) -> Result<()> {
+fn attach(file: &File, name: &str, header: bool, queue: Queue) -> Result<()> {
     // SAFETY: `ifreq` is plain data, for which zeros are a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | IFF_TUN_EXCL | if header { libc::IFF_VNET_HDR } else { 0 };
+    let queues = match queue {
+        Queue::Only => IFF_TUN_EXCL,
+        Queue::First => IFF_TUN_EXCL | libc::IFF_MULTI_QUEUE,
+        Queue::Next => libc::IFF_MULTI_QUEUE,
+    };
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | queues | if header { libc::IFF_VNET_HDR } else { 0 };
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
     let attached = check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) });
@@ -137,6 +178,15 @@ fn attach(file: &File, name: &str, header: bool) -> Result<()> {
             .with_context(|| format!("cannot set the header size of interface {name}"))?;
     }
     Ok(())
+}
+
+/// Nothing is read from the queue any more, and what it writes tells the kernel nothing of where flows belong.
+fn detach(file: &File) -> io::Result<()> {
+    // SAFETY: `ifreq` is plain data, for which zeros are a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_ifru.ifru_flags = libc::IFF_DETACH_QUEUE as libc::c_short;
+    // SAFETY: TUNSETQUEUE reads one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) }).map(drop)
 }
 
 fn set_offload(file: &File, offload: TunOffload) -> io::Result<()> {
@@ -163,6 +213,50 @@ mod tests {
             assert_eq!(tun.offload(), wanted);
         }
         assert!(Tun::open("vp-test").unwrap().offload() >= TunOffload::Tcp);
+    }
+
+    /// A queue that is written to learns no flows: nothing that was written moves what is read.
+    #[test]
+    fn each_flow_stays_on_one_queue_whatever_is_written() {
+        const FLOWS: u16 = 40;
+        enter_new_network_namespace();
+        let queues = Tun::open_queues("vp-test", 3).unwrap();
+        assert!(Tun::open("vp-test").is_err());
+        let sh = |command: &str| {
+            assert!(std::process::Command::new("sh").args(["-ec", command]).status().unwrap().success())
+        };
+        sh("ip addr add 10.9.0.1/24 dev vp-test; ip link set vp-test up");
+        let header = if queues[0].has_header() { VIRTIO_BYTES } else { 0 };
+        let sockets: Vec<_> = (0..FLOWS).map(|_| std::net::UdpSocket::bind("10.9.0.1:0").unwrap()).collect();
+        // Which queue each port's datagrams are on, each answered through the queue after it.
+        let round = || {
+            for socket in &sockets {
+                assert_eq!(socket.send_to(&[0; 9], "10.9.0.2:7").unwrap(), 9);
+            }
+            let mut seen = std::collections::BTreeMap::new();
+            for (number, queue) in queues.iter().enumerate() {
+                let mut buffer = [0; 2048];
+                while let Ok(bytes) = queue.read(&mut buffer) {
+                    let packet = &mut buffer[header..bytes];
+                    if packet[0] >> 4 != 4 || packet[9] != 17 {
+                        continue;
+                    }
+                    seen.insert([packet[20], packet[21]], number);
+                    // Back, swapped end for end; the checksums stay right, but for the one of UDP, which is left out.
+                    let back: Vec<u8> =
+                        [&packet[..12], &packet[16..20], &packet[12..16], &packet[22..24], &packet[20..22]].concat();
+                    let back = [&back[..], &packet[24..26], &[0, 0], &packet[28..]].concat();
+                    let answer = &queues[(number + 1) % queues.len()];
+                    answer.write(&[IoSlice::new(&[0; VIRTIO_BYTES][..header]), IoSlice::new(&back)]).unwrap();
+                }
+            }
+            seen
+        };
+        let first = round();
+        assert_eq!(first.len(), usize::from(FLOWS));
+        assert!((0..3).all(|queue| first.values().any(|seen| *seen == queue)), "{first:?}");
+        assert_eq!(round(), first);
+        assert_eq!(round(), first);
     }
 
     #[test]

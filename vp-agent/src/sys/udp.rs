@@ -48,13 +48,54 @@ impl Udp {
         Ok(udp)
     }
 
+    /// As many sockets of one address. What comes to it is shared out by the byte at `byte` of each datagram: where that is
+    /// the same, it is always the same socket.
+    pub fn bind_group(listen: Option<SocketAddr>, count: usize, byte: u32) -> io::Result<Vec<Self>> {
+        let first = Self::bind(listen)?;
+        if count <= 1 {
+            return Ok(vec![first]);
+        }
+        // Only now, so that two agents of one address still find each other.
+        first.socket.set_reuse_port(true)?;
+        let address = first.local_address()?;
+        let mut group = vec![first];
+        for _ in 1..count {
+            let other = Self::bind_shared(address, true)?;
+            other.configure()?;
+            group.push(other);
+        }
+        group[0].share_out(count, byte)?;
+        Ok(group)
+    }
+
+    fn share_out(&self, count: usize, byte: u32) -> io::Result<()> {
+        let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+        let mut steps = [
+            step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, byte),
+            step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count as u32),
+            step(libc::BPF_RET | libc::BPF_A, 0),
+        ];
+        let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+        let (fd, bytes) = (self.socket.as_raw_fd(), size_of::<libc::sock_fprog>() as libc::socklen_t);
+        // SAFETY: the kernel copies the program, which outlives the call with the steps that it points to.
+        check(unsafe {
+            libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, (&raw const program).cast(), bytes)
+        })
+        .map(drop)
+    }
+
     fn bind_to(address: SocketAddr) -> io::Result<Self> {
+        Self::bind_shared(address, false)
+    }
+
+    fn bind_shared(address: SocketAddr, is_shared: bool) -> io::Result<Self> {
         let is_dual = matches!(address.ip(), IpAddr::V6(ip) if ip.is_unspecified());
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(!is_dual)?;
         }
         socket.set_nonblocking(true)?;
+        socket.set_reuse_port(is_shared)?;
         socket.bind(&address.into())?;
         Ok(Self { socket, is_dual, refusals: Vec::new() })
     }
@@ -561,6 +602,25 @@ mod tests {
             let back = Datagrams { to: (ip, port(&both)).into(), ..there };
             assert_eq!(sender.send(socket, [back].into_iter(), Instant::now()).datagrams, 1);
             assert_eq!(receive(&both, 1).0, [(to, 10)]);
+        }
+    }
+
+    #[test]
+    fn a_group_shares_datagrams_out_by_one_of_their_bytes() {
+        for listen in [None, Some("127.0.0.1:0".parse().unwrap())] {
+            let group = Udp::bind_group(listen, 3, 5).unwrap();
+            let to = (Ipv4Addr::LOCALHOST, port(&group[0])).into();
+            // Another agent's is refused, as without a group.
+            assert!(Udp::bind(group[0].local_address().ok()).is_err());
+            for round in 0..4_u8 {
+                let from = bind("127.0.0.1:0");
+                for (number, socket) in group.iter().enumerate() {
+                    let bytes = [4, 0, 0, 0, round, number as u8 + 3 * round, 9, 9, 9];
+                    let datagram = Datagrams { to, bytes: &bytes, segment_bytes: bytes.len() };
+                    Sender::default().send(&from, [datagram].into_iter(), Instant::now());
+                    assert_eq!(receive(socket, 1).0.len(), 1);
+                }
+            }
         }
     }
 

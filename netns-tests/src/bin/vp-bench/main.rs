@@ -25,13 +25,15 @@ use work::{Metric, Servers, Work};
 const HELP: &str = "\
 Measures two agents side by side with a plain link, other tunnels and proxies.
 
-Usage: vp-bench [--rounds N] [--seconds N] [--only NAME,...] [--work NAME,...] [--peers DIR] [--write DIR] [--json]
+Usage: vp-bench [--rounds N] [--seconds N] [--only NAME,...] [--work NAME,...] [--workers N] [--peers DIR]
+                [--write DIR] [--json]
 
   --rounds N     times each is measured (default 3)
   --seconds N    of each measurement (default 5)
   --only NAMES   of: veth, vp-agent, wireguard-go-sid, wireguard-go, boringtun-1-thread, gotatun, nebula, socat,
                  nginx-stream (default all)
   --work NAMES   of: streams, plain-underlay, round-trips, datagrams, connections (default all)
+  --workers N    of each agent, or auto (default auto)
   --peers DIR    where netns-tests/scripts/prepare-bench put the others (default target/peers)
   --write DIR    also write performance.json, performance.txt and plots there
   --json         print JSON only
@@ -43,6 +45,7 @@ struct Options {
     seconds: u64,
     only: Vec<Kind>,
     work: Vec<Work>,
+    workers: String,
     peers: PathBuf,
     write: Option<PathBuf>,
     json: bool,
@@ -71,6 +74,7 @@ fn options() -> Result<Option<Options>> {
         seconds: 5,
         only: Kind::ALL.to_vec(),
         work: Work::ALL.to_vec(),
+        workers: "auto".to_owned(),
         peers: "target/peers".into(),
         write: None,
         json: false,
@@ -83,6 +87,7 @@ fn options() -> Result<Option<Options>> {
             "--json" => options.json = true,
             "--rounds" => options.rounds = value()?.parse().context("--rounds N")?,
             "--seconds" => options.seconds = value()?.parse().context("--seconds N")?,
+            "--workers" => options.workers = value()?,
             "--peers" => options.peers = value()?.into(),
             "--write" => options.write = Some(value()?.into()),
             "--only" => options.only = named(&value()?, &Kind::ALL, Kind::name)?,
@@ -102,7 +107,8 @@ fn named<T: Copy>(names: &str, all: &[T], name: fn(T) -> &'static str) -> Result
 }
 
 fn run(options: &Options) -> Result<()> {
-    let machines = Machines::new(&options.peers.canonicalize().unwrap_or_else(|_| options.peers.clone()))?;
+    let peers = options.peers.canonicalize().unwrap_or_else(|_| options.peers.clone());
+    let machines = Machines::new(&peers, &options.workers)?;
     let servers = Servers::start(&machines)?;
     let mut rounds = Vec::new();
     for round in 1..=options.rounds {

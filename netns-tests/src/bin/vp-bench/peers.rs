@@ -106,10 +106,12 @@ pub struct Machines {
     pub a: Namespace,
     pub b: Namespace,
     peers: PathBuf,
+    /// Of each agent, as its configuration says it.
+    workers: String,
 }
 
 impl Machines {
-    pub fn new(peers: &Path) -> Result<Self> {
+    pub fn new(peers: &Path, workers: &str) -> Result<Self> {
         let lab = Lab::named("bench")?;
         let (a, b) = (lab.namespace("a")?, lab.namespace("b")?);
         a.ip(&format!("link add name wan0 type veth peer name wan0 netns {}", b.name()))?;
@@ -119,7 +121,7 @@ impl Machines {
             machine.sysctl("net/ipv4/ip_local_port_range", "1025 65000")?;
             machine.sysctl("net/ipv4/tcp_tw_reuse", "1")?;
         }
-        Ok(Self { lab, a, b, peers: peers.to_owned() })
+        Ok(Self { lab, a, b, peers: peers.to_owned(), workers: workers.to_owned() })
     }
 
     pub fn start(&self, kind: Kind) -> Result<Running> {
@@ -151,6 +153,7 @@ impl Machines {
         };
         let config = |site: &str, pool: &str, peer: Peer, rest: String| -> Result<Config> {
             let listen = Some(([0; 4], 51820).into());
+            let rest = format!("workers: {}\n{rest}", self.workers);
             Ok(Config { site: site.to_owned(), pool: vec![pool.parse()?], listen, peers: vec![peer], rest })
         };
         let Ports { iperf, datagrams, http, echo } = AGENT_PORTS;
