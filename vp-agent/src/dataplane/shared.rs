@@ -16,6 +16,9 @@ use vp::node::{Event, Node};
 /// of flows give way first, packets of control channels (which TCP sends again) next.
 const KEPT_FROM_TALES: usize = super::EVENTS_MAX / 2;
 const KEPT_FROM_CONTROL: usize = super::EVENTS_MAX / 4;
+/// What only tells of flows waits so long for company, since each time the control thread is woken costs more than a packet.
+const TALES_PAUSE: Duration = Duration::from_millis(10);
+const TALES_MAX: usize = 256;
 /// How often a lease that could not be kept is tried again.
 const JOURNAL_PAUSE: Duration = Duration::from_secs(1);
 /// Lease changes that wait for that; a pool's leases do not change faster than its quarantine lets them.
@@ -37,11 +40,14 @@ struct Core {
     /// Lease changes that the journal has not taken yet, in their order, and when to try again after it did not.
     unkept: VecDeque<(Grant, bool)>,
     keep_next: Option<Instant>,
+    /// Events that only tell of flows, and when they are to be told.
+    tales: Vec<Event>,
+    tell_next: Option<Instant>,
 }
 
 impl Core {
     fn next(&self) -> Option<Instant> {
-        [self.node.poll_timeout(), self.keep_next].into_iter().flatten().min()
+        [self.node.poll_timeout(), self.keep_next, self.tell_next].into_iter().flatten().min()
     }
 }
 
@@ -52,7 +58,14 @@ impl Shared {
         events: async_mpsc::Sender<Event>,
         handle: Handle,
     ) -> Self {
-        let core = Core { node, sleeps_until: None, unkept: VecDeque::new(), keep_next: None };
+        let core = Core {
+            node,
+            sleeps_until: None,
+            unkept: VecDeque::new(),
+            keep_next: None,
+            tales: Vec::with_capacity(TALES_MAX),
+            tell_next: None,
+        };
         let (core, journal) = (Mutex::new(core), Mutex::new(journal));
         Self { core, journal, is_unkept: AtomicBool::new(false), events, handle }
     }
@@ -100,8 +113,17 @@ impl Shared {
                 | Event::OfferChanged(_)
                 | Event::PresencesChanged => 0,
                 Event::Control { .. } => KEPT_FROM_CONTROL,
-                Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => KEPT_FROM_TALES,
+                Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => {
+                    core.tales.push(event);
+                    core.tell_next.get_or_insert_with(|| Instant::now() + TALES_PAUSE);
+                    if core.tales.len() >= TALES_MAX {
+                        self.tell(core);
+                    }
+                    continue;
+                }
             };
+            // In the order in which it came about.
+            self.tell(core);
             self.pass_on(event, kept_free);
         }
         if let Some(event) = lease {
@@ -110,6 +132,26 @@ impl Shared {
                 self.is_unkept.store(true, Ordering::Release);
             }
         }
+    }
+
+    fn tell(&self, core: &mut Core) {
+        core.tell_next = None;
+        for event in core.tales.drain(..) {
+            self.pass_on(event, KEPT_FROM_TALES);
+        }
+    }
+
+    /// What waited for company, when it is time.
+    pub(super) fn tell_again(&self, now: Instant) {
+        let mut core = lock(&self.core);
+        if core.tell_next.is_some_and(|at| at <= now) {
+            self.tell(&mut core);
+        }
+    }
+
+    /// What is left at the end.
+    pub(super) fn tell_all(&self) {
+        self.tell(&mut lock(&self.core));
     }
 
     fn pass_on(&self, event: Event, kept_free: usize) {

@@ -110,6 +110,7 @@ impl Worker {
         }
         if is_first {
             shared.keep(self.now);
+            shared.tell_all();
         }
         Ok(())
     }
@@ -145,6 +146,7 @@ impl Worker {
             self.flush();
         }
         self.shared.keep_again(self.now);
+        self.shared.tell_again(self.now);
     }
 
     fn run_commands(&mut self) {
