@@ -141,6 +141,52 @@ packets! {
     callers: with_callers, CALLERS;
 }
 
+/// A datagram, or so many bytes of datagrams as the TUN gives them in one read.
+fn read_at_once(open: &Open, bytes: usize) -> (Vec<u8>, Offload) {
+    let mut packet = open.outbound();
+    packet.resize(bytes, 0);
+    let before = u16::from_be_bytes([packet[2], packet[3]]);
+    packet[2..4].copy_from_slice(&(bytes as u16).to_be_bytes());
+    packet[24..26].copy_from_slice(&(bytes as u16 - 20).to_be_bytes());
+    // RFC 1624: HC' = ~(~HC + ~m + m').
+    let sum = !u16::from_be_bytes([packet[10], packet[11]]) as u32 + !before as u32 + bytes as u32;
+    let folded = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!((folded & 0xffff) + (folded >> 16)) as u16).to_be_bytes());
+    let segments = std::num::NonZeroU16::new(1392).filter(|_| bytes > 1420);
+    (packet, Offload { checksum_partial: segments.is_some(), segment_bytes: segments })
+}
+
+/// What look-up, policy, translation and accounting add to sealing: the one against the other, of the same packet.
+#[divan::bench_group(sample_count = 1000, min_time = 0.5)]
+mod outbound_share {
+    use super::*;
+
+    #[divan::bench(args = [64, 1420, 60_000])]
+    fn whole(bencher: Bencher, bytes: usize) {
+        let (Hub { mut node, now, .. }, flows) = with_flows(1);
+        let (packet, offload) = read_at_once(&flows[0], bytes);
+        let mut output = Output::new(1 << 20, 1 << 16);
+        bencher.with_inputs(|| packet.clone()).bench_local_refs(|packet| {
+            node.handle_packet(packet, offload, &mut output, now);
+            assert!(!output.transmits.is_empty());
+            output.clear();
+        });
+    }
+
+    #[divan::bench(args = [64, 1420, 60_000])]
+    fn sealing_alone(bencher: Bencher, bytes: usize) {
+        let (Hub { mut node, now, .. }, flows) = with_flows(1);
+        let (mut packet, offload) = read_at_once(&flows[0], bytes);
+        let mut output = Output::new(1 << 20, 1 << 16);
+        let outbound = node.outbound(&mut packet, offload, &mut output, now).expect("allowed");
+        bencher.bench_local(|| {
+            output.seal(&outbound, now);
+            assert!(!output.transmits.is_empty());
+            output.clear();
+        });
+    }
+}
+
 /// The first packet of a flow from the network, with so many open.
 #[divan::bench(args = FLOWS, sample_count = 1000)]
 fn opening(bencher: Bencher, count: usize) {
