@@ -2,38 +2,37 @@
 //! that finds this gateway slower than its sender would fill it. Then one datagram of the stream is dropped now and then,
 //! which is how TCP learns, and everybody else's packets do not wait behind it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A queue that is never shorter than this stands; one that is, at times, is a burst. RFC 8289's 5 ms are for links of
 /// the internet; this queue is between two threads' turns.
 const TARGET: Duration = Duration::from_micros(250);
-/// So long a queue may stand before it is acted upon: longer than a scheduler's slice.
+/// So long a queue may stand before it is acted upon, in processor time of the thread that empties it: while others have
+/// the processor, a queue grows that is no stream's doing.
 const INTERVAL: Duration = Duration::from_millis(5);
 /// How soon dropping goes on where it left off (section 5.5: 16 intervals).
 const MEMORY: u32 = 16;
 
-#[derive(Debug)]
+/// Its times are the thread's processor time.
+#[derive(Default, Debug)]
 pub(super) struct Codel {
     /// When the queue will have stood too long, if it does not get shorter before.
-    late: Option<Instant>,
+    late: Option<Duration>,
     /// The next drop, while it stands too long.
-    next: Option<Instant>,
-    last: Instant,
+    next: Option<Duration>,
+    last: Duration,
     count: u32,
     count_before: u32,
 }
 
 impl Codel {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { late: None, next: None, last: now, count: 0, count_before: 0 }
-    }
-
-    /// Whether something of what has waited so long is to be dropped.
-    pub(super) fn drops(&mut self, waited: Duration, now: Instant) -> bool {
+    /// Whether something of what has waited so long is to be dropped. The time costs a call, so it is asked for only then.
+    pub(super) fn drops(&mut self, waited: Duration, now: impl FnOnce() -> Duration) -> bool {
         if waited < TARGET {
             self.emptied();
             return false;
         }
+        let now = now();
         let late = *self.late.get_or_insert(now + INTERVAL);
         match self.next {
             Some(next) if now < next => false,
@@ -44,7 +43,7 @@ impl Codel {
             None if now < late => false,
             None => {
                 let more = self.count.saturating_sub(self.count_before);
-                let is_recent = now.saturating_duration_since(self.last) < INTERVAL * MEMORY;
+                let is_recent = now.saturating_sub(self.last) < INTERVAL * MEMORY;
                 self.count = if is_recent && more > 1 { more } else { 1 };
                 self.count_before = self.count;
                 self.drop_after(now)
@@ -58,7 +57,7 @@ impl Codel {
     }
 
     /// Drops come closer as the square root of their count, for TCP's rate falls as that of its loss.
-    fn drop_after(&mut self, at: Instant) -> bool {
+    fn drop_after(&mut self, at: Duration) -> bool {
         let next = at + INTERVAL.div_f64(f64::from(self.count).sqrt());
         (self.next, self.last) = (Some(next), next);
         true
@@ -72,19 +71,19 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
 
     /// How many of as many milliseconds a drop falls into, with a queue of that delay.
-    fn drops(codel: &mut Codel, now: &mut Instant, waited: Duration, milliseconds: u32) -> u32 {
+    fn drops(codel: &mut Codel, now: &mut Duration, waited: Duration, milliseconds: u32) -> u32 {
         let mut count = 0;
         for _ in 0..milliseconds {
             *now += MILLISECOND;
-            count += u32::from(codel.drops(waited, *now));
+            count += u32::from(codel.drops(waited, || *now));
         }
         count
     }
 
     #[test]
     fn a_burst_passes_and_a_standing_queue_is_dropped_from_ever_more_often() {
-        let mut now = Instant::now();
-        let mut codel = Codel::new(now);
+        let mut now = Duration::from_secs(1);
+        let mut codel = Codel::default();
         for _ in 0..100 {
             assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 4), 0);
             assert_eq!(drops(&mut codel, &mut now, TARGET / 2, 1), 0);
@@ -98,8 +97,8 @@ mod tests {
 
     #[test]
     fn bursts_with_nothing_between_them_pass() {
-        let mut now = Instant::now();
-        let mut codel = Codel::new(now);
+        let mut now = Duration::from_secs(1);
+        let mut codel = Codel::default();
         for _ in 0..100 {
             assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 3), 0);
             codel.emptied();
@@ -109,8 +108,8 @@ mod tests {
 
     #[test]
     fn after_a_short_calm_dropping_goes_on_where_it_was() {
-        let mut now = Instant::now();
-        let mut codel = Codel::new(now);
+        let mut now = Duration::from_secs(1);
+        let mut codel = Codel::default();
         drops(&mut codel, &mut now, TARGET * 2, 200);
         drops(&mut codel, &mut now, Duration::ZERO, 5);
         let soon = drops(&mut codel, &mut now, TARGET * 2, 30);

@@ -166,7 +166,7 @@ fn spawn(
     poller.add(queue.udp.as_fd(), Token::Udp)?;
     poller.add(handle.workers[number].waker.as_fd(), Token::Waker)?;
     let run = move || {
-        let ended = Worker::new(number, queue, inbox, shared).run(&poller);
+        let ended = Worker::new(number, queue, inbox, shared).and_then(|worker| worker.run(&poller));
         let was_told = handle.stop.load(Ordering::Relaxed);
         if let (Err(error), false) = (ended, was_told) {
             tracing::error!("the data threads end: {error}");

@@ -46,6 +46,8 @@ pub(super) struct Worker {
     /// Whose session each message at hand is of.
     tunnels: Vec<Option<Tunnel>>,
     codel: Codel,
+    /// This thread's.
+    clock: ThreadClock,
     deliverer: Deliverer,
     backlog: Backlog,
     /// When there was nothing left to do.
@@ -60,8 +62,8 @@ impl Worker {
         queue: Queue,
         inbox: Option<mpsc::Receiver<Command>>,
         shared: Arc<Shared>,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             queue,
             shared,
             inbox,
@@ -71,12 +73,13 @@ impl Worker {
             receiver: Receiver::default(),
             receive_limit: JOINED_MESSAGES,
             tunnels: Vec::with_capacity(Receiver::MESSAGES_MAX),
-            codel: Codel::new(Instant::now()),
+            codel: Codel::default(),
+            clock: ThreadClock::own()?,
             deliverer: Deliverer::default(),
             backlog: Backlog::default(),
             rested: Instant::now(),
             now: Instant::now(),
-        }
+        })
     }
 
     /// Until told to stop, or until the interface is gone.
@@ -84,7 +87,7 @@ impl Worker {
         let shared = self.shared.clone();
         let (handle, is_first) = (shared.handle(), self.is_first());
         let own = &handle.workers[self.number];
-        own.clock.set(ThreadClock::own()?).ok();
+        own.clock.set(self.clock).ok();
         if is_first {
             // What the node has to say from its start, before anything happens.
             self.at_node(|_, _, _| ());
@@ -224,7 +227,7 @@ impl Worker {
     /// One message: what is of the peer's session beside the node, and what is not, or of another's, at the node.
     fn open(&mut self, index: usize) {
         let is_first = self.is_first();
-        let Self { receiver, tunnels, shared, output, codel, rested, now, .. } = self;
+        let Self { receiver, tunnels, shared, output, codel, clock, rested, now, .. } = self;
         let tunnel = tunnels.get_mut(index).and_then(Option::take);
         let Some(Message { from, bytes, stride, waited }) = receiver.message(index) else { return };
         let mut rest = &*bytes;
@@ -233,7 +236,7 @@ impl Worker {
             codel.emptied();
         }
         // A message as large as a stream's is the stream's own, and the last datagram of it.
-        if codel.drops(waited, *now) && rest.len() >= FLUSH_BYTES {
+        if codel.drops(waited, || clock.read().unwrap_or_default()) && rest.len() >= FLUSH_BYTES {
             let kept = (rest.len() - 1) / stride.max(1) * stride;
             rest = &rest[..kept];
             count(&shared.handle().counters.congestion_drops, 1);
