@@ -6,21 +6,24 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 FUZZ_SECONDS ?= 240
 
-.PHONY: help demo test bench fuzz lint build install deb
+.PHONY: help demo test bench fuzz lint build install deb prepare
 
 # The list of these.
 help:
 	@awk '/^# /{text=substr($$0,3)} /^$$/{text=""} /^[a-z]+:/{sub(/:.*/,""); printf "make %-8s %s\n",$$0,text}' Makefile
 
 # A cloud and two factories in network namespaces, all on the same network. Stays up until Ctrl-C on a terminal.
-demo:
-	netns-tests/scripts/prepare
+demo: prepare
 	cargo build --release --workspace --bins --quiet
 	target/release/vp-demo $(DEMO)
 
 # Everything that CI runs.
-test: lint build
+test: prepare lint build
 	netns-tests/scripts/test
+
+# The Debian packages that the tests, the demo and the lab need.
+prepare:
+	netns-tests/scripts/prepare
 
 # Format, clippy and documentation, with warnings denied.
 lint:
