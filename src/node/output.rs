@@ -90,7 +90,7 @@ impl Output {
         }
     }
 
-    /// Opens the datagrams at the begin of a message that are of this tunnel's sessions; how many bytes they are. The others
+    /// Opens the datagrams at the beginning of a message that are of this tunnel's sessions; how many bytes they are. The others
     /// are for [`Node::handle_datagrams`].
     pub fn open(&mut self, tunnel: &Tunnel, from: SocketAddr, message: &[u8], stride: usize, now: Instant) -> usize {
         let mut locked = tunnel.lock();
