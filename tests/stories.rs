@@ -427,6 +427,22 @@ fn the_tails_of_a_first_fragment_over_its_rate_are_dropped_with_it() {
 }
 
 #[test]
+fn a_first_fragment_that_is_refused_is_not_delivered() {
+    let mut world = world();
+    let web = world.gateway("factory").presence("web.cloud");
+    let mut whole = udp((plc(), 5000), (web, 53), &[7; 1500]);
+    // The second gateway is one too many.
+    whole[8] = 2;
+    let parts = fragments(&whole, 1200);
+    for _ in 0..2 {
+        world.send("factory", &parts[0]);
+        world.run(Duration::from_millis(20));
+    }
+    assert!(world.gateway("cloud").take_delivered().is_empty());
+    assert_eq!(world.gateway("cloud").drops(Reason::TtlExpired), 1);
+}
+
+#[test]
 fn a_packet_too_large_for_the_tunnel_is_answered_or_fragmented() {
     let mut world = world();
     let web = world.gateway("factory").presence("web.cloud");

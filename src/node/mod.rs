@@ -235,11 +235,13 @@ impl Node {
     /// Whether the tails of a first fragment that was allowed may follow it: those of one that was over its service's rate
     /// would be no use. `held` of them came before it.
     fn first_counted(&mut self, of: &Datagram, carried: Result<(), Reason>, held: usize, now: Instant) -> bool {
-        if carried == Err(Reason::RateLimit) {
+        self.counted(carried, 1);
+        let is_over = carried == Err(Reason::RateLimit);
+        if is_over {
             self.fragments.over_rate(of, now);
             self.drops.add(Reason::RateLimit, held as u64);
         }
-        self.counted(carried, 1) || carried != Err(Reason::RateLimit)
+        !is_over
     }
 
     /// A fragment without a layer-4 header counts as its flow's, and passes only while that is there.
