@@ -4,23 +4,14 @@
 mod exercise;
 #[path = "../fuzz/exercise_node.rs"]
 mod exercise_node;
+#[path = "../fuzz/files.rs"]
+mod files;
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use vp::packet::{Kind, Offload, Packet, ParseError};
 
-/// Name and content of every file of a target's corpus.
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let read = |path: PathBuf| {
-        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-        (name, fs::read(&path).expect("readable"))
-    };
-    let mut files: Vec<_> = entries.map(|entry| read(entry.expect("entry").path())).collect();
-    files.sort();
-    assert!(!files.is_empty());
-    files
+    files::files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target))
 }
 
 #[test]

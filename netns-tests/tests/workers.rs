@@ -237,6 +237,7 @@ fn send_numbers((plc, presence): &(Namespace, IpAddr), count: u64) -> Result<()>
         datagram[..8].copy_from_slice(&number.to_be_bytes());
         socket.send(&datagram)?;
         if number % 10 == 0 {
+            // The pace of a sender: what it sends is the story, it waits for nothing.
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -252,6 +253,7 @@ fn stream_until((plc, presence): &(Namespace, IpAddr), stop: &AtomicBool) -> Res
     let piece = Content::new("stream").take(16 << 10);
     while !stop.load(Ordering::Relaxed) {
         stream.write_all(&piece)?;
+        // The pace of a sender, as above.
         thread::sleep(Duration::from_millis(1));
     }
     let mut info = [0_u8; 256];

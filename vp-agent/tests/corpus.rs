@@ -2,8 +2,9 @@
 
 #[path = "../../fuzz/exercise_agent.rs"]
 mod exercise;
+#[path = "../../fuzz/files.rs"]
+mod files;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use vp_agent::config::{Config, HostNetworks};
 use vp_agent::control::offer;
@@ -12,17 +13,8 @@ fn folder(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// Name and content of every file of a folder.
 fn files(path: &str) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(folder(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let read = |path: PathBuf| {
-        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
-        (name, fs::read(&path).expect("readable"))
-    };
-    let mut files: Vec<_> = entries.map(|entry| read(entry.expect("entry").path())).collect();
-    files.sort();
-    assert!(!files.is_empty());
-    files
+    files::files(&folder(path))
 }
 
 #[test]

@@ -336,6 +336,17 @@ impl Messages {
         space as usize
     }
 
+    /// What is to be known of the received message `index`; `now` by the wall clock.
+    fn head(&self, index: usize, now: Duration) -> Option<Head> {
+        let header = &self.headers[index];
+        let is_cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+        let (bytes, from) = (header.msg_len as usize, self.names[index].address()?);
+        let aside = self.aside(index);
+        let stride = aside.segment_bytes.unwrap_or(bytes);
+        let waited = now.saturating_sub(aside.arrived.unwrap_or(now));
+        (!is_cut).then_some(Head { from, bytes, stride, waited })
+    }
+
     /// What the kernel said beside the received message `index`.
     fn aside(&self, index: usize) -> Aside {
         let mut aside = Aside::default();
@@ -497,14 +508,22 @@ pub struct Message<'a> {
 pub struct Receiver {
     messages: Messages,
     buffers: Box<[u8]>,
-    /// When the last call returned, by the wall clock.
-    received: Duration,
+    /// Of the messages of the last call; none for one that was cut short.
+    heads: Vec<Option<Head>>,
+}
+
+#[derive(Clone, Copy)]
+struct Head {
+    from: SocketAddr,
+    bytes: usize,
+    stride: usize,
+    waited: Duration,
 }
 
 impl Default for Receiver {
     fn default() -> Self {
         let buffers = vec![0; MESSAGES_MAX * MESSAGE_BYTES_MAX].into();
-        Self { messages: Messages::new(MESSAGES_MAX), buffers, received: Duration::ZERO }
+        Self { messages: Messages::new(MESSAGES_MAX), buffers, heads: Vec::with_capacity(MESSAGES_MAX) }
     }
 }
 
@@ -527,22 +546,18 @@ impl Receiver {
             libc::recvmmsg(fd, headers.as_mut_ptr(), count, 0, std::ptr::null_mut())
         };
         let count = check(answer)? as usize;
-        self.received = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let received = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.heads.clear();
+        self.heads.extend((0..count).map(|index| self.messages.head(index, received)));
         Ok(count)
     }
 
     /// Message `index` of those that the last call of [`Self::receive`] counted; none if it was cut short.
     pub fn message(&mut self, index: usize) -> Option<Message<'_>> {
-        let header = &self.messages.headers[index];
-        let length = header.msg_len as usize;
-        let is_cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-        let from = self.messages.names[index].address()?;
-        let aside = self.messages.aside(index);
-        let stride = aside.segment_bytes.unwrap_or(length);
-        let waited = self.received.saturating_sub(aside.arrived.unwrap_or(self.received));
+        let Head { from, bytes, stride, waited } = (*self.heads.get(index)?)?;
         let start = index * MESSAGE_BYTES_MAX;
-        let bytes = self.buffers.get_mut(start..start + length)?;
-        (!is_cut).then_some(Message { from, bytes, stride, waited })
+        let bytes = self.buffers.get_mut(start..start + bytes)?;
+        Some(Message { from, bytes, stride, waited })
     }
 }
 

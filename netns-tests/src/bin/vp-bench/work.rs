@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 const TICKS: f64 = 100.0;
 const SMALL_BYTES: usize = 64;
 const LARGE_BYTES: usize = 1400;
+/// After so much a stream has met what limits it: five times the largest window that Linux gives by default (tcp_rmem).
+const SLOW_START_BYTES: u64 = 32 << 20;
 /// What counts as no loss.
 const LOSS_MAX: f64 = 0.01;
 /// Thousands of packets a second that are tried: from, up to, and until the bounds are so near.
@@ -288,7 +290,7 @@ fn ping_pong(a: &Namespace, to: SocketAddr, duration: Duration) -> Result<(f64, 
 
 /// The same while a stream takes all it can.
 fn beside_stream(a: &Namespace, running: &Running, seconds: u64) -> Result<(f64, f64)> {
-    let is_over = AtomicBool::new(false);
+    let (is_over, before) = (AtomicBool::new(false), sent(a)?);
     std::thread::scope(|scope| {
         let is_over = &is_over;
         let stream = scope.spawn(move || {
@@ -296,13 +298,19 @@ fn beside_stream(a: &Namespace, running: &Running, seconds: u64) -> Result<(f64,
             is_over.store(true, Ordering::Relaxed);
             ended.map(drop)
         });
-        // Past its slow start.
-        std::thread::sleep(Duration::from_secs(1));
+        wait_for("a stream past its slow start", || Ok((sent(a)? >= before + SLOW_START_BYTES).then_some(())))?;
         let figures = round_trips(a, running, seconds);
         ensure!(!is_over.load(Ordering::Relaxed), "the stream ended too early");
         stream.join().map_err(|_| anyhow::anyhow!("the stream's thread"))??;
         figures
     })
+}
+
+/// Bytes that left by the link.
+fn sent(a: &Namespace) -> Result<u64> {
+    let table = a.run(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let line = table.lines().find_map(|line| line.trim().strip_prefix("wan0:")).context("no wan0")?;
+    Ok(line.split_whitespace().nth(8).context("no count of bytes sent")?.parse()?)
 }
 
 fn connections(a: &Namespace, running: &Running, seconds: u64) -> Result<f64> {
@@ -317,6 +325,7 @@ fn connections(a: &Namespace, running: &Running, seconds: u64) -> Result<f64> {
 
 fn idle_percent(running: &Running, seconds: u64) -> f64 {
     let before = cpu_seconds(running);
+    // The time over which idleness is measured.
     std::thread::sleep(Duration::from_secs(seconds));
     (cpu_seconds(running) - before) / seconds as f64 * 100.0
 }
