@@ -119,14 +119,13 @@ impl Node {
         if !self.first_counted(&of, carried, held.len(), now) {
             return false;
         }
-        let is_carried = carried.is_ok();
         for mut bytes in held {
             let Ok(mut tail) = Packet::parse(&mut bytes, packet::Offload::default()) else { continue };
             if self.carry_inbound_tail(&verdict, &mut tail, now) {
                 back.packets.push(bytes);
             }
         }
-        is_carried
+        true
     }
 
     /// Whether the tail, now in the site's view, is to be delivered now.

@@ -232,16 +232,16 @@ impl Node {
         taken.map_err(|reason| self.drops.add(reason, u64::from(packets))).is_ok()
     }
 
-    /// Whether the tails of a first fragment that was allowed may follow it: those of one that was over its service's rate
-    /// would be no use. `held` of them came before it.
+    /// Counts a first fragment that was allowed; whether it was carried. If not, the `held` that came before it go with it,
+    /// as those will that come after it.
     fn first_counted(&mut self, of: &Datagram, carried: Result<(), Reason>, held: usize, now: Instant) -> bool {
-        self.counted(carried, 1);
-        let is_over = carried == Err(Reason::RateLimit);
-        if is_over {
-            self.fragments.over_rate(of, now);
-            self.drops.add(Reason::RateLimit, held as u64);
+        let Err(reason) = carried else { return true };
+        self.drops.add(reason, 1 + held as u64);
+        match reason {
+            Reason::RateLimit => self.fragments.over_rate(of, now),
+            _ => self.fragments.refuse(*of, now),
         }
-        !is_over
+        false
     }
 
     /// A fragment without a layer-4 header counts as its flow's, and passes only while that is there.

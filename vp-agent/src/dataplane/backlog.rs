@@ -142,6 +142,9 @@ impl Order {
 
     fn push(&mut self, lane: Lane, slot: Slot) {
         let waits = waits_in(&self.first, lane) || waits_in(&self.later, lane);
+        if waits && self.later.is_empty() {
+            self.ahead = 0;
+        }
         let queue = if waits { &mut self.later } else { &mut self.first };
         queue.push_back((lane, slot));
     }
@@ -187,6 +190,11 @@ mod tests {
     fn a_packet_of_a_flow_that_has_none_waiting_goes_before_a_stream() {
         let (stream, request) = (packet(6, 7, 1, 0), packet(6, 7, 2, 0));
         let mut order = Order::with_room(SLOTS);
+        for _ in 0..2 * AHEAD_MAX {
+            // Alone, it goes before nobody.
+            push(&mut order, std::slice::from_ref(&request));
+            assert_eq!(popped(&mut order), [0]);
+        }
         push(&mut order, &[stream.clone(), stream.clone(), stream.clone(), request.clone(), stream, request]);
         assert_eq!(popped(&mut order), [0, 3, 1, 2, 4, 5]);
     }

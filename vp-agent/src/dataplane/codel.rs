@@ -26,8 +26,9 @@ pub(super) struct Codel {
 }
 
 impl Codel {
-    /// Whether something of what has waited so long is to be dropped. The time costs a call, so it is asked for only then.
-    pub(super) fn drops(&mut self, waited: Duration, now: impl FnOnce() -> Duration) -> bool {
+    /// Whether something of what has waited so long is to be dropped; if it may not be, then of the next that may. The time
+    /// costs a call, so it is asked for only then.
+    pub(super) fn drops(&mut self, waited: Duration, may_drop: bool, now: impl FnOnce() -> Duration) -> bool {
         if waited < TARGET {
             self.emptied();
             return false;
@@ -35,12 +36,12 @@ impl Codel {
         let now = now();
         let late = *self.late.get_or_insert(now + INTERVAL);
         match self.next {
-            Some(next) if now < next => false,
+            Some(next) if now < next || !may_drop => false,
             Some(next) => {
                 self.count = self.count.saturating_add(1);
                 self.drop_after(next)
             }
-            None if now < late => false,
+            None if now < late || !may_drop => false,
             None => {
                 let more = self.count.saturating_sub(self.count_before);
                 let is_recent = now.saturating_sub(self.last) < INTERVAL * MEMORY;
@@ -75,7 +76,7 @@ mod tests {
         let mut count = 0;
         for _ in 0..milliseconds {
             *now += MILLISECOND;
-            count += u32::from(codel.drops(waited, || *now));
+            count += u32::from(codel.drops(waited, true, || *now));
         }
         count
     }
@@ -93,6 +94,16 @@ mod tests {
         assert!(first >= 3 && second > first, "{first} {second}");
         assert_eq!(drops(&mut codel, &mut now, TARGET / 2, 1), 0);
         assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 4), 0);
+    }
+
+    #[test]
+    fn a_drop_that_is_due_falls_on_the_next_that_may_be_dropped() {
+        let mut now = Duration::from_secs(1);
+        let mut codel = Codel::default();
+        drops(&mut codel, &mut now, TARGET * 2, 4);
+        now += INTERVAL;
+        assert!((0..10).all(|_| !codel.drops(TARGET * 2, false, || now)));
+        assert!(codel.drops(TARGET * 2, true, || now));
     }
 
     #[test]

@@ -20,6 +20,8 @@ const TURN_PACKETS_MAX: usize = 64;
 const TURN_BYTES_MAX: usize = 128 << 10;
 /// A read of so many bytes fills a send: flush at once, nothing is gained by waiting.
 const FLUSH_BYTES: usize = 24 << 10;
+/// A message of so many bytes is a stream's.
+const STREAM_BYTES: usize = 24 << 10;
 /// Messages of one receive call: few of those that the kernel joined, many of those that it did not, so that they can
 /// be joined here. Which of both it is shows in the last call's.
 const JOINED_MESSAGES: usize = 2;
@@ -235,8 +237,8 @@ impl Worker {
         if index == 0 && waited < now.duration_since(*rested) {
             codel.emptied();
         }
-        // A message as large as a stream's is the stream's own, and the last datagram of it.
-        if codel.drops(waited, || clock.read().unwrap_or_default()) && rest.len() >= FLUSH_BYTES {
+        // Of a stream's message, its last datagram.
+        if codel.drops(waited, rest.len() >= STREAM_BYTES, || clock.read().unwrap_or_default()) {
             let kept = (rest.len() - 1) / stride.max(1) * stride;
             rest = &rest[..kept];
             count(&shared.handle().counters.congestion_drops, 1);
