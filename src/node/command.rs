@@ -168,6 +168,9 @@ impl Node {
     }
 
     fn forget_offer(&mut self, peer: PeerId, site: Name) {
+        if self.peers.by_site(&site).is_none_or(|of| of == peer) {
+            self.reclaim_next.remove(&Some(site.clone()));
+        }
         if self.offers.get(&site).is_some_and(|(of, _)| *of == peer) {
             self.offers.remove(&site);
             self.unmapped.insert(site);

@@ -329,8 +329,7 @@ impl Tunnels {
 
     /// After something was sealed or opened with the tunnel itself: timers and events follow.
     pub fn hear(&mut self, tunnel: &Tunnel, now: Instant) {
-        let id = tunnel.peer().id;
-        if let Some(slot) = get_mut(&mut self.peers, id).filter(|slot| slot.tunnel == *tunnel) {
+        if let Some(slot) = get_mut(&mut self.peers, tunnel.id).filter(|slot| slot.tunnel == *tunnel) {
             tell(slot, &mut self.wheel, &mut self.events, now);
         }
     }

@@ -6,13 +6,17 @@
 
 use super::peer::{Message, Peer};
 use super::{Opened, SealError, Transmits};
+use crate::addr::PeerId;
 use boringtun::noise::{Packet, Tunn};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 #[derive(Clone)]
-pub struct Tunnel(Arc<Mutex<Peer>>);
+pub struct Tunnel {
+    pub(super) id: PeerId,
+    peer: Arc<Mutex<Peer>>,
+}
 
 impl std::fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -22,7 +26,7 @@ impl std::fmt::Debug for Tunnel {
 
 impl PartialEq for Tunnel {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.peer, &other.peer)
     }
 }
 
@@ -31,7 +35,7 @@ pub struct Locked<'a>(MutexGuard<'a, Peer>);
 
 impl Tunnel {
     pub(super) fn new(peer: Peer) -> Self {
-        Self(Arc::new(Mutex::new(peer)))
+        Self { id: peer.id, peer: Arc::new(Mutex::new(peer)) }
     }
 
     #[must_use]
@@ -40,7 +44,7 @@ impl Tunnel {
     }
 
     pub(super) fn peer(&self) -> MutexGuard<'_, Peer> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

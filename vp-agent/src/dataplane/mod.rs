@@ -166,13 +166,16 @@ fn spawn(
     poller.add(queue.udp.as_fd(), Token::Udp)?;
     poller.add(handle.workers[number].waker.as_fd(), Token::Waker)?;
     let run = move || {
-        let ended = Worker::new(number, queue, inbox, shared).and_then(|worker| worker.run(&poller));
+        let ended = Worker::new(number, queue, inbox, shared.clone()).and_then(|worker| worker.run(&poller));
         let was_told = handle.stop.load(Ordering::Relaxed);
         if let (Err(error), false) = (ended, was_told) {
             tracing::error!("the data threads end: {error}");
         }
         handle.stop();
         others.into_iter().for_each(|other| drop(other.join()));
+        if number == 0 {
+            shared.end(Instant::now());
+        }
     };
     std::thread::Builder::new().name(format!("vp-data-{number}")).spawn(run)
 }

@@ -90,6 +90,27 @@ impl Shared {
         result
     }
 
+    /// What time calls for: of the node, by `act`; of events that waited for company; of leases that the journal refused.
+    /// Whether the node acted.
+    pub(super) fn act_on_time(&self, now: Instant, act: impl FnOnce(&mut Node)) -> bool {
+        let mut core = lock(&self.core);
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let acts = is_due(core.node.poll_timeout());
+        if acts {
+            act(&mut core.node);
+            self.take_events(&mut core);
+        }
+        if is_due(core.tell_next) {
+            self.tell(&mut core);
+        }
+        let keeps = is_due(core.keep_next);
+        drop(core);
+        if keeps {
+            self.keep(now);
+        }
+        acts
+    }
+
     /// When the first worker is to act if nothing comes.
     pub(super) fn sleep(&self) -> Option<Instant> {
         let mut core = lock(&self.core);
@@ -134,6 +155,7 @@ impl Shared {
         }
     }
 
+    /// Events that waited for company.
     fn tell(&self, core: &mut Core) {
         core.tell_next = None;
         for event in core.tales.drain(..) {
@@ -141,16 +163,9 @@ impl Shared {
         }
     }
 
-    /// What waited for company, when it is time.
-    pub(super) fn tell_again(&self, now: Instant) {
-        let mut core = lock(&self.core);
-        if core.tell_next.is_some_and(|at| at <= now) {
-            self.tell(&mut core);
-        }
-    }
-
-    /// What is left at the end.
-    pub(super) fn tell_all(&self) {
+    /// What is still to be kept and told when all workers have ended.
+    pub(super) fn end(&self, now: Instant) {
+        self.keep(now);
         self.tell(&mut lock(&self.core));
     }
 
@@ -163,13 +178,6 @@ impl Shared {
     /// Before anything leaves: what the node granted until now is in the journal, whichever worker it was granted to.
     pub(super) fn keep_new(&self, now: Instant) {
         if self.is_unkept.load(Ordering::Acquire) {
-            self.keep(now);
-        }
-    }
-
-    /// What the journal refused, when it is time.
-    pub(super) fn keep_again(&self, now: Instant) {
-        if lock(&self.core).keep_next.is_some_and(|at| at <= now) {
             self.keep(now);
         }
     }

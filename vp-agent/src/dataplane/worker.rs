@@ -113,10 +113,6 @@ impl Worker {
                 self.act_on_time();
             }
         }
-        if is_first {
-            shared.keep(self.now);
-            shared.tell_all();
-        }
         Ok(())
     }
 
@@ -140,18 +136,10 @@ impl Worker {
     }
 
     fn act_on_time(&mut self) {
-        let acted = self.at_node(|node, output, now| {
-            let is_due = node.poll_timeout().is_some_and(|at| at <= now);
-            if is_due {
-                node.handle_timeout(output, now);
-            }
-            is_due
-        });
-        if acted {
+        let Self { shared, output, now, .. } = self;
+        if shared.act_on_time(*now, |node| node.handle_timeout(output, *now)) {
             self.flush();
         }
-        self.shared.keep_again(self.now);
-        self.shared.tell_again(self.now);
     }
 
     fn run_commands(&mut self) {
