@@ -163,7 +163,9 @@ impl Agent {
         let mut host = host_networks().await?;
         // The file may name another one already.
         host.interfaces.retain(|(interface, _)| *interface != wanted.config.interface);
-        let mut config = Config::load(&wanted.config.file, &host)?;
+        let file = wanted.config.file.clone();
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&file, &host)).await;
+        let mut config = loaded.context("reading the configuration")??;
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(keep_fixed(&wanted.config, &mut config)?);
         let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);

@@ -3,18 +3,19 @@
 use super::error::{ConfigError, FieldError};
 use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
-use super::requests::{self, exposure, exposure_warnings, mapping, mapping_warnings};
+use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, HostNetworks, Reach, Workers, values};
 use crate::control::offer;
 use crate::state::kept_leases;
 use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use vp::addr::{Family, Holder, Identity, Limits, Name, Pool, overlap};
+use vp::addr::{Family, Holder, Identity, Leases, Limits, Name, Pool, overlap};
 use vp::catalogue::ExposedServices;
 use vp::node::{Client, PeerSettings, Settings, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
@@ -39,6 +40,8 @@ struct Reader<'a> {
     host: &'a HostNetworks,
     warnings: Vec<String>,
     lines: BTreeMap<String, u64>,
+    /// What `state_dir` has, read when it is first asked for.
+    leases: OnceCell<Leases>,
 }
 
 type Result<T> = std::result::Result<T, ConfigError>;
@@ -46,7 +49,7 @@ type Result<T> = std::result::Result<T, ConfigError>;
 type Peers = (Vec<PeerSettings>, Vec<(Name, String)>);
 
 pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
-    let mut reader = Reader { file: path, host, lines: BTreeMap::new(), warnings: Vec::new() };
+    let mut reader = Reader { file: path, host, lines: BTreeMap::new(), warnings: Vec::new(), leases: OnceCell::new() };
     let r = &mut reader;
     let site = r.text("site", &file.site, Name::new)?;
     let state_dir = r.path("state_dir", file.state_dir.as_ref(), STATE_DIR)?;
@@ -290,7 +293,7 @@ impl Reader<'_> {
     fn clients(&self, clients: &[Spanned<file::Client>], pool: &Pool) -> Result<Vec<Client>> {
         let mut names = Places::default();
         let mut hosts = Places::default();
-        let mut read = Vec::new();
+        let (mut read, mut bytes) = (Vec::new(), offer::bytes_max([], &[]));
         for Spanned { value: client, .. } in clients {
             let name = self.text("name", &client.name, Name::new)?;
             names
@@ -310,8 +313,10 @@ impl Reader<'_> {
                 hosts.add(self, &address, text, twice)?;
                 addresses.push(address);
             }
-            read.push(Client { name, addresses });
-            if offer::bytes_max(&[], &read) > offer::MESSAGE_BYTES_MAX {
+            let known = Client { name, addresses };
+            bytes += offer::client_bytes_max(&known);
+            read.push(known);
+            if bytes > offer::MESSAGE_BYTES_MAX {
                 return Err(self.fail(client.name.referenced, format!("clients: {}", requests::OFFER_TOO_LARGE)));
             }
         }
@@ -320,6 +325,7 @@ impl Reader<'_> {
 
     fn exposures(&mut self, entries: &[Spanned<file::Expose>], settings: &mut Settings) -> Result<()> {
         let mut names = Places::default();
+        let mut bytes = offer::bytes_max([], &settings.clients);
         for Spanned { value: entry, referenced, .. } in entries {
             let limits = self.limits(entry.limits.as_ref())?;
             let request = ExposeRequest {
@@ -332,7 +338,12 @@ impl Reader<'_> {
                 allow: entry.allow.as_ref().map(|allow| strings(&allow.value)).unwrap_or_default(),
                 source: entry.source.as_ref().map(|source| source.value.clone()),
             };
-            let exposure = exposure(&request, limits, settings).map_err(|error| {
+            let exposure = requests::exposure_alone(&request, limits, settings).and_then(|exposure| {
+                bytes += offer::service_bytes_max(&exposure);
+                let too_large = || FieldError::new("ports", requests::OFFER_TOO_LARGE);
+                if bytes > offer::MESSAGE_BYTES_MAX { Err(too_large()) } else { Ok(exposure) }
+            });
+            let exposure = exposure.map_err(|error| {
                 let at = expose_place(entry, &error).unwrap_or(*referenced);
                 self.fail(at, error)
             })?;
@@ -348,12 +359,16 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn leases(&self, state_dir: &Path) -> Leases {
+        self.leases.get_or_init(|| kept_leases(state_dir)).clone()
+    }
+
     /// Whether the services have room inside tunnels, beside those that have it already. One address each always fits.
     fn wire_addresses(&self, entries: &[Spanned<file::Expose>], settings: &Settings, state_dir: &Path) -> Result<()> {
         if !settings.exposures.iter().any(|exposure| matches!(exposure.target, Target::Prefix(_))) {
             return Ok(());
         }
-        let set = ExposedServices::default().set(&settings.exposures, &mut kept_leases(state_dir), Instant::now());
+        let set = ExposedServices::default().set(&settings.exposures, &mut self.leases(state_dir), Instant::now());
         let Err((service, error)) = set else { return Ok(()) };
         let entry = entries.iter().find(|entry| entry.value.name.value == service.as_str());
         let at = entry.map_or(Location::UNKNOWN, |entry| entry.value.target.referenced);
@@ -375,7 +390,7 @@ impl Reader<'_> {
     fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings, state_dir: &Path) -> Result<()> {
         let mut services = Places::default();
         let any_fixed = entries.iter().any(|entry| entry.value.address.is_some());
-        let gateway = if any_fixed { gateway(&settings.pool, state_dir) } else { Vec::new() };
+        let gateway = if any_fixed { gateway(&settings.pool, self.leases(state_dir)) } else { Vec::new() };
         for Spanned { value: entry, referenced, .. } in entries {
             for (key, list) in [("ports", &entry.ports), ("callers", &entry.callers)] {
                 if let Some(list) = list.as_ref().filter(|list| list.value.is_empty()) {
@@ -413,8 +428,7 @@ impl Reader<'_> {
 }
 
 /// The gateway's own presences: as it has them, or as it will at its first start.
-fn gateway(pool: &Pool, state_dir: &Path) -> Vec<IpAddr> {
-    let mut leases = kept_leases(state_dir);
+fn gateway(pool: &Pool, mut leases: Leases) -> Vec<IpAddr> {
     let mut grant = |family| leases.grant(&Holder::Gateway { family }, pool, 0, None, Instant::now());
     Family::BOTH.into_iter().filter_map(|family| grant(family).ok()).map(|(grant, _)| grant.block.addr()).collect()
 }

@@ -26,6 +26,20 @@ pub(super) const OFFER_TOO_LARGE: &str = "with what else is offered to other sit
 
 /// What `expose` says, against the rest of the settings.
 pub fn exposure(request: &ExposeRequest, limits: Limits, settings: &Settings) -> Result<Exposure, FieldError> {
+    let exposure = exposure_alone(request, limits, settings)?;
+    let others = settings.exposures.iter().filter(|known| known.name != exposure.name);
+    if offer::bytes_max(others.chain([&exposure]), &settings.clients) > offer::MESSAGE_BYTES_MAX {
+        return Err(FieldError::new("ports", OFFER_TOO_LARGE));
+    }
+    Ok(exposure)
+}
+
+/// The same but for the size of the offer, which whoever reads many sums up.
+pub(super) fn exposure_alone(
+    request: &ExposeRequest,
+    limits: Limits,
+    settings: &Settings,
+) -> Result<Exposure, FieldError> {
     let name = field("name", &request.name, Name::new)?;
     let is_known = || settings.exposures.iter().any(|known| known.name == name);
     if settings.exposures.len() >= OFFER_SERVICES_MAX && !is_known() {
@@ -46,12 +60,7 @@ pub fn exposure(request: &ExposeRequest, limits: Limits, settings: &Settings) ->
             return Err(FieldError::new("source", message));
         }
     };
-    let exposure = Exposure { name, target, ports, allow, source, limits };
-    let others = settings.exposures.iter().filter(|known| known.name != exposure.name);
-    if offer::bytes_max(others.chain([&exposure]), &settings.clients) > offer::MESSAGE_BYTES_MAX {
-        return Err(FieldError::new("ports", OFFER_TOO_LARGE));
-    }
-    Ok(exposure)
+    Ok(Exposure { name, target, ports, allow, source, limits })
 }
 
 fn target(texts: &[String], pool: &Pool) -> Result<Target, FieldError> {

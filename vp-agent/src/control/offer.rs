@@ -103,14 +103,24 @@ pub fn to_message(offer: Offer) -> proto::Offer {
 
 /// As large as the message can be that offers all of this to a peer, whatever wire indices it has.
 pub fn bytes_max<'a>(exposures: impl IntoIterator<Item = &'a Exposure>, clients: &[Client]) -> usize {
-    // Keys and lengths of the fields included, numbers at their longest; services have no labels.
     const VERSION_BYTES: usize = 2;
+    let services: usize = exposures.into_iter().map(service_bytes_max).sum();
+    VERSION_BYTES + services + clients.iter().map(client_bytes_max).sum::<usize>()
+}
+
+/// A service's part of that: keys and lengths of the fields included, numbers at their longest; services have no labels.
+#[must_use]
+pub fn service_bytes_max(service: &Exposure) -> usize {
     const SERVICE_BYTES: usize = 18;
     const PORTS_BYTES: usize = 12;
+    SERVICE_BYTES + service.name.as_str().len() + PORTS_BYTES * service.ports.len()
+}
+
+/// A client's.
+#[must_use]
+pub fn client_bytes_max(client: &Client) -> usize {
     const CALLER_BYTES: usize = 8;
-    let service = |service: &Exposure| SERVICE_BYTES + service.name.as_str().len() + PORTS_BYTES * service.ports.len();
-    let callers = |client: &Client| client.addresses.len() * (CALLER_BYTES + client.name.as_str().len());
-    VERSION_BYTES + exposures.into_iter().map(service).sum::<usize>() + clients.iter().map(callers).sum::<usize>()
+    client.addresses.len() * (CALLER_BYTES + client.name.as_str().len())
 }
 
 /// The protocol as the channel says it.
