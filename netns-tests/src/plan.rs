@@ -70,7 +70,8 @@ impl Plan {
 }
 
 /// Tells a story with each address plan in each family, each as a test of its own: `for_each_plan!(story)` where
-/// `fn story(lab: &Lab, plan: &Plan) -> Result<()>`. `for_each_plan!(story, v4)` for what only IPv4 has.
+/// `fn story(lab: &Lab, plan: &Plan) -> Result<()>`. `for_each_plan!(story, v4)` for what only IPv4 has,
+/// `for_each_plan!(story, both)` for what is told in both at once.
 #[macro_export]
 macro_rules! for_each_plan {
     ($story:ident) => {
@@ -82,6 +83,11 @@ macro_rules! for_each_plan {
     ($story:ident, v4) => {
         mod $story {
             $crate::for_each_plan!(@family $story, v4, V4);
+        }
+    };
+    ($story:ident, both) => {
+        mod $story {
+            $crate::for_each_plan!(@family $story, both, Both);
         }
     };
     (@family $story:ident, $module:ident, $family:ident) => {

@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::server::Content;
-use netns_tests::{Agent, Families, Plan, Setup, World, story, wait_until};
+use netns_tests::{Agent, Family, Lab, Plan, Setup, World, for_each_plan, wait_until};
 use std::collections::{BTreeMap, BTreeSet};
 
 const CHANGES: usize = 1000;
@@ -15,59 +15,56 @@ const SERVICES: u32 = 20;
 /// A restart about every so many changes, by kill -9 every other time.
 const RESTART_EVERY: u32 = 50;
 
-#[test]
-fn a_thousand_changes_and_restarts_lose_no_address_and_leave_nothing() {
-    story(|lab| {
-        let plan = Plan::named("same", Families::Both)?;
-        let mut world = World::new(lab, &Setup { cloud: String::new(), factory: String::new(), ..Setup::new(&plan) })?;
-        let mut random = Random(Content::new("changes"));
-        let mut model = Model::default();
-        for change in 0..CHANGES {
-            let name = format!("s{}", random.below(SERVICES));
-            let (cloud, factory) = (&world.cloud.agent, &world.factories[0].agent);
-            match random.below(4) {
-                0 if model.exposed.insert(name.clone()) => {
-                    let port = 1 + random.below(65_535);
-                    cloud.ctl(&format!("expose {name} --target 10.0.0.5 --port tcp/{port} --allow any"))?;
-                }
-                1 if model.exposed.remove(&name) => drop(cloud.ctl(&format!("unexpose {name}"))?),
-                2 if !model.mapped.contains_key(&name) => {
-                    factory.ctl(&format!("map {name}.cloud"))?;
-                    model.mapped.insert(name, BTreeSet::new());
-                }
-                3 if model.mapped.remove(&name).is_some() => drop(factory.ctl(&format!("unmap {name}.cloud"))?),
-                _ => {}
+for_each_plan!(a_thousand_changes_and_restarts_lose_no_address_and_leave_nothing, both);
+
+fn a_thousand_changes_and_restarts_lose_no_address_and_leave_nothing(lab: &Lab, plan: &Plan) -> Result<()> {
+    let mut world = World::new(lab, &Setup { cloud: String::new(), factory: String::new(), ..Setup::new(plan) })?;
+    let target = world.cloud.address(Family::V4)?;
+    let mut random = Random(Content::new("changes"));
+    let mut model = Model::default();
+    for change in 0..CHANGES {
+        let name = format!("s{}", random.below(SERVICES));
+        let (cloud, factory) = (&world.cloud.agent, &world.factories[0].agent);
+        match random.below(4) {
+            0 if model.exposed.insert(name.clone()) => {
+                let port = 1 + random.below(65_535);
+                cloud.ctl(&format!("expose {name} --target {target} --port tcp/{port} --allow any"))?;
             }
-            if random.below(RESTART_EVERY) == 0 {
-                let station = if random.below(2) == 0 { &mut world.cloud } else { &mut world.factories[0] };
-                if random.below(2) == 0 {
-                    station.agent.kill()?
-                } else {
-                    station.agent.stop()?
-                }
-                station.agent.start_again(lab)?;
+            1 if model.exposed.remove(&name) => drop(cloud.ctl(&format!("unexpose {name}"))?),
+            2 if !model.mapped.contains_key(&name) => {
+                factory.ctl(&format!("map {name}.cloud"))?;
+                model.mapped.insert(name, BTreeSet::new());
             }
-            if change % 25 == 0 {
-                model
-                    .check(&world.factories[0].agent, &world.cloud.agent)
-                    .with_context(|| format!("change {change}"))?;
+            3 if model.mapped.remove(&name).is_some() => drop(factory.ctl(&format!("unmap {name}.cloud"))?),
+            _ => {}
+        }
+        if random.below(RESTART_EVERY) == 0 {
+            let station = if random.below(2) == 0 { &mut world.cloud } else { &mut world.factories[0] };
+            if random.below(2) == 0 {
+                station.agent.kill()?
+            } else {
+                station.agent.stop()?
             }
+            station.agent.start_again(lab)?;
         }
-        world.factories[0].agent.wait_peer("cloud")?;
-        model.check(&world.factories[0].agent, &world.cloud.agent)?;
-        for station in [&mut world.cloud, &mut world.factories[0]] {
-            station.agent.stop()?;
+        if change % 25 == 0 {
+            model.check(&world.factories[0].agent, &world.cloud.agent).with_context(|| format!("change {change}"))?;
         }
-        for station in [&world.cloud, &world.factories[0]] {
-            let (before, after) = (station.agent.machine_before(), station.site.gateway.network_state()?);
-            ensure!(
-                settled(before) == settled(&after),
-                "left behind at {}:\n{after}\nin place of\n{before}",
-                station.site.name
-            );
-        }
-        Ok(())
-    });
+    }
+    world.factories[0].agent.wait_peer("cloud")?;
+    model.check(&world.factories[0].agent, &world.cloud.agent)?;
+    for station in [&mut world.cloud, &mut world.factories[0]] {
+        station.agent.stop()?;
+    }
+    for station in [&world.cloud, &world.factories[0]] {
+        let (before, after) = (station.agent.machine_before(), station.site.gateway.network_state()?);
+        ensure!(
+            settled(before) == settled(&after),
+            "left behind at {}:\n{after}\nin place of\n{before}",
+            station.site.name
+        );
+    }
+    Ok(())
 }
 
 struct Random(Content);
