@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool, PortRange, Protocol, wire};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
-use vp::node::{Client, Exposure, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
+use vp::node::{Client, Exposure, Mapping, Node, Output, PeerSettings, RelayRates, Settings, Source, Target};
 use vp::packet::{self, Kind, Offload, Packet, virtio};
 use vp::tunnel::{Opened, Transmits, TunnelSettings, Tunnels};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -299,7 +299,7 @@ impl FarEnd {
     /// The packet in a datagram of the gateway.
     fn open(&mut self, datagram: &[u8], now: Instant) -> Option<Vec<u8>> {
         let mut into = vec![0; 2048];
-        let from = "192.0.2.1:51820".parse().expect("address");
+        let from: SocketAddr = "192.0.2.1:51820".parse().expect("address");
         match self.tunnels.open(from, datagram, &mut into, &mut self.transmits, now) {
             Opened::Packet { bytes, .. } => Some(into[..bytes].to_vec()),
             Opened::Nothing => None,
@@ -385,6 +385,7 @@ fn settings() -> Settings {
             exposure("rack", rack, &["tcp/22", "udp/69"]),
         ],
         mappings: vec![Mapping { service, address: None, ports: Vec::new(), callers: Vec::new() }],
+        relay: RelayRates::default(),
     }
 }
 

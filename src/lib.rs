@@ -11,5 +11,6 @@ pub mod flow;
 pub mod node;
 pub mod packet;
 pub mod policy;
+pub mod relay;
 pub mod translate;
 pub mod tunnel;

@@ -4,6 +4,7 @@
 mod lease;
 mod limits;
 mod name;
+mod path;
 mod pool;
 mod port;
 mod selector;
@@ -12,6 +13,7 @@ pub mod wire;
 pub use lease::{Grant, Holder, LeaseError, Leases, QUARANTINE};
 pub use limits::Limits;
 pub use name::{Name, NameError, ServiceName};
+pub use path::{Binding, Path};
 pub use pool::{Pool, PoolError};
 pub use port::{PortMap, PortRange, PortSpecError, Protocol, protocol};
 pub use selector::{Identity, Selector, SelectorError};

@@ -68,6 +68,10 @@ reasons! {
     Revoked = "revoked",
     /// There is no way to the peer at present.
     NoPath = "no-path",
+    /// A datagram to be relayed by a binding that its site does not have.
+    NotBound = "not-bound",
+    /// The site's or its tenant's share of this hub's relay is used up.
+    RelayLimit = "relay-limit",
     /// A queue or buffer was full.
     Overload = "overload",
     /// A datagram from the network that no key of ours opens.

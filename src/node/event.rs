@@ -1,9 +1,8 @@
 //! What happened, for the shell: to keep, to tell, to audit.
 
 use super::Reason;
-use crate::addr::{Grant, Name, PeerId, ServiceName};
+use crate::addr::{Grant, Name, Path, PeerId, ServiceName};
 use crate::packet::FiveTuple;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
@@ -21,10 +20,10 @@ pub enum Event {
     PeerUp(PeerId),
     /// No session with the peer is left.
     PeerDown(PeerId),
-    /// Authenticated datagrams of the peer come from another address.
+    /// Authenticated datagrams of the peer come another way.
     PeerMoved {
         peer: PeerId,
-        to: SocketAddr,
+        to: Path,
     },
     /// What this site offers to the peer is not what it was.
     OfferChanged(PeerId),

@@ -3,13 +3,13 @@
 
 use super::outbound::{lowered_mtu, mss};
 use super::{Node, Opener, Output, Reason, datagram, reject, traffic};
-use crate::addr::{Family, PeerId, wire};
+use crate::addr::{Family, Path, PeerId, wire};
 use crate::flow::fragments::{Tail, Verdict};
 use crate::flow::{Direction, Door, FlowId};
 use crate::packet::{self, Kind, Packet};
 use crate::translate;
-use crate::tunnel::{Transmits, Tunnel};
-use std::net::{IpAddr, SocketAddr};
+use crate::tunnel::Transmits;
+use std::net::IpAddr;
 use std::time::Instant;
 
 /// Where an inbound packet may leave something besides itself.
@@ -22,13 +22,13 @@ impl Node {
     /// A message from the UDP socket: datagrams of `stride` bytes back to back (the last may be shorter).
     pub fn handle_datagrams(
         &mut self,
-        from: SocketAddr,
+        from: impl Into<Path>,
         message: &[u8],
         stride: usize,
         output: &mut Output,
         now: Instant,
     ) {
-        let mut rest = message;
+        let (from, mut rest) = (from.into(), message);
         while !rest.is_empty() {
             let (datagram, others) = rest.split_at(stride.clamp(1, rest.len()));
             let opened = self.tunnels.tunnel_of(datagram).map(|tunnel| output.open(tunnel, from, rest, stride, now));
@@ -43,14 +43,8 @@ impl Node {
         self.settle(output, now);
     }
 
-    /// Whose session a datagram is of: that tunnel is for [`Output::open`]. None for handshakes, and for what is nobody's.
-    #[must_use]
-    pub fn tunnel_of(&self, datagram: &[u8]) -> Option<Tunnel> {
-        self.tunnels.tunnel_of(datagram).cloned()
-    }
-
     /// One that is of no session.
-    fn handle_datagram(&mut self, from: SocketAddr, datagram: &[u8], output: &mut Output, now: Instant) {
+    fn handle_datagram(&mut self, from: Path, datagram: &[u8], output: &mut Output, now: Instant) {
         if output.joiner.room() < datagram.len() {
             return self.drops.count(Reason::Overload);
         }

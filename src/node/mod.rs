@@ -16,6 +16,7 @@ mod outbound;
 mod output;
 mod peers;
 mod reject;
+mod relay;
 mod report;
 mod resume;
 mod settings;
@@ -27,6 +28,7 @@ pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
 pub use output::{Outbound, Output};
+pub use relay::{RelayRates, Relayed, Sorted, Whose};
 pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
@@ -36,8 +38,10 @@ use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
 use crate::packet::{Kind, Packet};
 use crate::policy::Bucket;
+use crate::relay::Relay;
 use crate::tunnel::Tunnels;
 use peers::{Peer, Peers};
+use relay::RelayBuckets;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -108,6 +112,9 @@ pub struct Node {
     flows_opened: u64,
     flows_closed: u64,
     fragments: Fragments,
+    relay: Relay,
+    relay_buckets: RelayBuckets,
+    relayed: Relayed,
     idle: Vec<FlowId>,
 }
 

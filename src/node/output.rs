@@ -3,10 +3,9 @@
 
 use super::inbound::is_control;
 use super::{Drops, Event, Node, PACKET_BYTES_MAX, Reason, reject};
-use crate::addr::PeerId;
+use crate::addr::{Path, PeerId};
 use crate::packet::{self, Joiner, Packet};
 use crate::tunnel::{Opened, Transmits, Tunnel};
-use std::net::SocketAddr;
 use std::time::Instant;
 
 /// The largest packet, padded.
@@ -92,8 +91,15 @@ impl Output {
 
     /// Opens the datagrams at the beginning of a message that are of this tunnel's sessions; how many bytes they are. The others
     /// are for [`Node::handle_datagrams`].
-    pub fn open(&mut self, tunnel: &Tunnel, from: SocketAddr, message: &[u8], stride: usize, now: Instant) -> usize {
-        let mut locked = tunnel.lock();
+    pub fn open(
+        &mut self,
+        tunnel: &Tunnel,
+        from: impl Into<Path>,
+        message: &[u8],
+        stride: usize,
+        now: Instant,
+    ) -> usize {
+        let (from, mut locked) = (from.into(), tunnel.lock());
         let mut bytes = 0;
         for datagram in message.chunks(stride.max(1)) {
             if self.joiner.room() < datagram.len() {

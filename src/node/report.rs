@@ -22,7 +22,7 @@ impl Node {
         let settings = &self.peer(peer)?.settings;
         let tunnel = self.tunnels.report(peer, now)?;
         let up = self.tunnels.is_up(peer);
-        let state = match (up, tunnel.endpoint) {
+        let state = match (up, tunnel.path) {
             (true, _) => "up",
             (false, Some(_)) => "connecting",
             (false, None) => "waiting",
@@ -31,8 +31,13 @@ impl Node {
         Some(api::PeerStatus {
             site: settings.identity.site.to_string(),
             state: state.to_owned(),
-            path: if up { "direct" } else { "none" }.to_owned(),
-            endpoint: tunnel.endpoint.map(|endpoint| endpoint.to_string()),
+            path: match tunnel.path.filter(|_| up) {
+                None => "none",
+                Some(path) if path.is_relayed() => "relayed",
+                Some(_) => "direct",
+            }
+            .to_owned(),
+            endpoint: tunnel.path.map(|path| path.address.to_string()),
             handshake_age_seconds: tunnel.handshake_age.map(|age| age.as_secs()),
             rtt_ms: tunnel.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             rx_bytes: tunnel.rx_bytes,

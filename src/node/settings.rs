@@ -1,5 +1,6 @@
 //! What the operator wants of this gateway, checked by the shell that read it (with file, line and column).
 
+use super::RelayRates;
 use crate::addr::{Identity, Name, Pool};
 use crate::catalogue::{Client, Exposure, Mapping};
 use std::net::SocketAddr;
@@ -16,6 +17,8 @@ pub struct Settings {
     pub clients: Vec<Client>,
     pub exposures: Vec<Exposure>,
     pub mappings: Vec<Mapping>,
+    /// What a hub passes on at most.
+    pub relay: RelayRates,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -26,11 +26,13 @@ impl Node {
 
     pub(super) fn take_tunnel_events(&mut self) {
         while let Some(event) = self.tunnels.poll_event() {
-            self.events.push_back(match event {
-                TunnelEvent::Up(peer) => Event::PeerUp(peer),
-                TunnelEvent::Down(peer) => Event::PeerDown(peer),
-                TunnelEvent::Moved { peer, to } => Event::PeerMoved { peer, to },
-            });
+            let (peer, event) = match event {
+                TunnelEvent::Up(peer) => (peer, Event::PeerUp(peer)),
+                TunnelEvent::Down(peer) => (peer, Event::PeerDown(peer)),
+                TunnelEvent::Moved { peer, to } => (peer, Event::PeerMoved { peer, to }),
+            };
+            self.follow_relayed(peer);
+            self.events.push_back(event);
         }
     }
 

@@ -5,12 +5,13 @@
 //! two of its limiters do the arithmetic: one that is never under load, and one that always is.
 
 use super::{OpenError, Transmits};
+use crate::addr::Path;
 use boringtun::noise::TunnResult;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use foldhash::quality::FixedState;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use x25519_dalek::PublicKey;
@@ -54,7 +55,7 @@ impl Admission {
     /// A handshake message of the right length.
     pub fn admit(
         &mut self,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         transmits: &mut Transmits,
         now: Instant,
@@ -70,8 +71,8 @@ impl Admission {
         if self.messages <= MESSAGES_PER_SECOND {
             return Ok(());
         }
-        match self.always_loaded.verify_packet(Some(from.ip()), datagram, &mut cookie) {
-            Ok(_) => self.admit_source(from.ip()),
+        match self.always_loaded.verify_packet(Some(from.address.ip()), datagram, &mut cookie) {
+            Ok(_) => self.admit_source(from.address.ip()),
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 if let Some(space) = transmits.space().get_mut(..cookie.len()) {
                     space.copy_from_slice(cookie);

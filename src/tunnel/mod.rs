@@ -13,17 +13,20 @@
 //! since that takes data only the peer can make.
 
 mod admission;
+mod paths;
 mod peer;
+mod probe;
 mod queue;
 mod session;
 mod shared;
 mod transmit;
 mod wheel;
 
+pub use paths::PathReport;
 pub use shared::{Locked, Tunnel};
-pub use transmit::{Batch, Transmits};
+pub use transmit::{Batch, Transmits, same_binding, set_binding};
 
-use crate::addr::PeerId;
+use crate::addr::{Path, PeerId};
 use admission::Admission;
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::handshake::parse_handshake_anon;
@@ -119,7 +122,7 @@ pub enum Opened {
 pub enum TunnelEvent {
     Up(PeerId),
     Down(PeerId),
-    Moved { peer: PeerId, to: SocketAddr },
+    Moved { peer: PeerId, to: Path },
 }
 
 impl TunnelEvent {
@@ -130,9 +133,11 @@ impl TunnelEvent {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TunnelReport {
-    pub endpoint: Option<SocketAddr>,
+    pub path: Option<Path>,
+    /// Of a peer that can be reached in several ways, each of them.
+    pub paths: Vec<PathReport>,
     pub handshake_age: Option<Duration>,
     /// Of the last handshake that this gateway asked for.
     pub rtt: Option<Duration>,
@@ -165,7 +170,7 @@ pub struct Tunnels {
 /// One peer, and what is known of it without its lock: somebody may be sealing with it.
 struct Slot {
     tunnel: Tunnel,
-    has_endpoint: bool,
+    has_path: bool,
     is_up: bool,
 }
 
@@ -214,10 +219,10 @@ impl Tunnels {
             if self.peers.len() <= number {
                 self.peers.resize_with(number + 1, || None);
             }
-            let has_endpoint = settings.endpoint.is_some();
+            let has_path = settings.endpoint.is_some();
             let random = Random(self.random.next() | 1);
             let tunnel = Tunnel::new(Peer::new(peer, &self.private, settings, (index, random), unlimited, now));
-            self.peers[number] = Some(Slot { tunnel, has_endpoint, is_up: false });
+            self.peers[number] = Some(Slot { tunnel, has_path, is_up: false });
         }
         self.wheel.set_now(peer.0, now);
         Ok(())
@@ -242,7 +247,7 @@ impl Tunnels {
         let keeps = known.has_keys_of(settings);
         if keeps {
             known.configure(settings.clone());
-            slot.has_endpoint = known.endpoint.is_some();
+            slot.has_path = known.path.is_some();
         }
         keeps
     }
@@ -267,15 +272,29 @@ impl Tunnels {
     pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
         if let Some(slot) = get_mut(&mut self.peers, peer) {
             slot.tunnel.peer().set_endpoint(endpoint);
-            slot.has_endpoint = true;
+            slot.has_path = true;
             self.wheel.hasten_now(peer.0);
+        }
+    }
+
+    /// The ways to a peer that is asked along each of them; none: it has an endpoint, or calls.
+    pub fn set_paths(&mut self, peer: PeerId, paths: &[Path], now: Instant) {
+        if let Some(slot) = get_mut(&mut self.peers, peer) {
+            slot.tunnel.peer().set_paths(paths, now);
+            tell(slot, &mut self.wheel, &mut self.events, now);
         }
     }
 
     /// The tunnel to a peer. None without a session and an address to ask for one.
     #[must_use]
     pub fn tunnel(&self, peer: PeerId) -> Option<&Tunnel> {
-        self.peer(peer).filter(|slot| slot.has_endpoint).map(|slot| &slot.tunnel)
+        self.peer(peer).filter(|slot| slot.has_path).map(|slot| &slot.tunnel)
+    }
+
+    /// How the peer is reached, where that is known.
+    #[must_use]
+    pub fn path(&self, peer: PeerId) -> Option<Path> {
+        self.peer(peer)?.tunnel.peer().path
     }
 
     /// Whose session a datagram is of, as far as its head tells.
@@ -310,12 +329,13 @@ impl Tunnels {
     /// `transmits`. `into` should be as long as the datagram, and 148 bytes at least; less costs a copy.
     pub fn open(
         &mut self,
-        from: SocketAddr,
+        from: impl Into<Path>,
         datagram: &[u8],
         into: &mut [u8],
         transmits: &mut Transmits,
         now: Instant,
     ) -> Opened {
+        let from = from.into();
         let (id, message) = match self.whose(from, datagram, transmits, now) {
             Ok(whose) => whose,
             Err(error) => return Opened::Dropped(error),
@@ -337,7 +357,7 @@ impl Tunnels {
     /// What a datagram is and which peer it is for. What costs a Diffie-Hellman was admitted first.
     fn whose(
         &mut self,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         transmits: &mut Transmits,
         now: Instant,
@@ -425,8 +445,8 @@ fn tell(slot: &mut Slot, wheel: &mut Wheel, events: &mut VecDeque<TunnelEvent>, 
         true => wheel.set_now(id.0, now),
         false => wheel.hasten(id.0, now),
     }
-    if let Some(to) = peer.endpoint.filter(|_| peer.endpoint != peer.told_endpoint) {
-        (peer.told_endpoint, slot.has_endpoint) = (peer.endpoint, true);
+    if let Some(to) = peer.path.filter(|_| peer.path != peer.told_path) {
+        (peer.told_path, slot.has_path) = (peer.path, true);
         events.push_back(TunnelEvent::Moved { peer: id, to });
     }
     let is_up = peer.is_up(now);

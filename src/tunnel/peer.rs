@@ -5,6 +5,8 @@
 //! does not answer. It must still be asked, because only then does it end its sessions and look at its clock: before
 //! anything is sealed or opened, and whenever the peer is looked at.
 
+use super::paths::Paths;
+use super::probe::{Kind, PROBE_BYTES, Probe};
 use super::queue::Queue;
 use super::session::Sessions;
 use super::transmit::Unsent;
@@ -13,7 +15,7 @@ use super::{
     Transmits,
 };
 use super::{TunnelReport, TunnelSettings, of_wireguard};
-use crate::addr::PeerId;
+use crate::addr::{Path, PeerId};
 use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{PacketData, Tunn, TunnResult};
@@ -64,11 +66,11 @@ enum Asking {
 
 pub(super) struct Peer {
     pub id: PeerId,
-    pub endpoint: Option<SocketAddr>,
+    pub path: Option<Path>,
     pub index: u32,
     /// What was last told about this peer.
     pub told_up: bool,
-    pub told_endpoint: Option<SocketAddr>,
+    pub told_path: Option<Path>,
     /// It was looked at since it last did something: the wheel may have it late.
     pub rests: bool,
     /// Removed, or its keys were changed: whoever still holds it seals and opens nothing any more.
@@ -94,6 +96,8 @@ pub(super) struct Peer {
     aged: Instant,
     received_as_aged: Instant,
     rtt: Option<Duration>,
+    /// Of a peer that can be reached in several ways.
+    paths: Option<Box<Paths>>,
     rx_bytes: u64,
     tx_bytes: u64,
     rx_packets: u64,
@@ -114,10 +118,10 @@ impl Peer {
         let tunn = Tunn::new(private.clone(), public, settings.preshared_key, None, index, Some(unlimited));
         Self {
             id,
-            endpoint: settings.endpoint,
+            path: settings.endpoint.map(Path::from),
             index,
             told_up: false,
-            told_endpoint: settings.endpoint,
+            told_path: settings.endpoint.map(Path::from),
             rests: false,
             is_gone: false,
             random,
@@ -136,6 +140,7 @@ impl Peer {
             aged: now,
             received_as_aged: now,
             rtt: None,
+            paths: None,
             rx_bytes: 0,
             tx_bytes: 0,
             rx_packets: 0,
@@ -161,10 +166,23 @@ impl Peer {
     }
 
     pub fn set_endpoint(&mut self, endpoint: SocketAddr) {
-        (self.endpoint, self.told_endpoint) = (Some(endpoint), Some(endpoint));
+        (self.path, self.told_path) = (Some(endpoint.into()), Some(endpoint.into()));
         (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if let Asking::Rests { .. } = self.asking {
             self.asking = Asking::No;
+        }
+    }
+
+    /// The ways to the peer from now on; none: that of its endpoint, and where it calls from.
+    pub fn set_paths(&mut self, paths: &[Path], now: Instant) {
+        match &mut self.paths {
+            _ if paths.is_empty() => self.paths = None,
+            Some(known) => known.tell(paths, now),
+            None => self.paths = Some(Box::new(Paths::new(paths, now))),
+        }
+        if let (None, Some(first)) = (self.path, paths.first()) {
+            self.path = Some(*first);
+            (self.held_from, self.held_rest) = (None, Duration::ZERO);
         }
     }
 
@@ -174,9 +192,10 @@ impl Peer {
 
     pub fn report(&self, now: Instant) -> TunnelReport {
         TunnelReport {
-            endpoint: self.endpoint,
+            path: self.path,
+            paths: self.paths.as_ref().map(|paths| paths.report(now)).unwrap_or_default(),
             handshake_age: self.sessions.current_age(now),
-            rtt: self.rtt,
+            rtt: self.paths.as_ref().and_then(|paths| paths.round_trip(self.path)).or(self.rtt),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
             rx_packets: self.rx_packets,
@@ -186,7 +205,7 @@ impl Peer {
 
     /// Whether the wheel, or whoever waits for events, is to hear of this peer.
     pub fn has_news(&self, now: Instant) -> bool {
-        let is_told = self.is_up(now) == self.told_up && self.endpoint == self.told_endpoint;
+        let is_told = self.is_up(now) == self.told_up && self.path == self.told_path;
         self.rests || !is_told || self.is_held_up(now)
     }
 
@@ -205,7 +224,7 @@ impl Peer {
         transmits: &mut Transmits,
         now: Instant,
     ) -> Result<(), SealError> {
-        if self.endpoint.is_none() || self.is_gone {
+        if self.path.is_none() || self.is_gone {
             return Err(SealError::NoPath);
         }
         let padded = inner.len().next_multiple_of(16).min(inner.len().max(inner_mtu.into()));
@@ -242,7 +261,7 @@ impl Peer {
     pub fn open(
         &mut self,
         message: Message,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         (into, scratch): (&mut [u8], &mut [u8]),
         transmits: &mut Transmits,
@@ -276,7 +295,7 @@ impl Peer {
     fn decapsulate(
         &mut self,
         message: Message,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         buffer: &mut [u8],
         transmits: &mut Transmits,
@@ -312,13 +331,20 @@ impl Peer {
             }
             TunnResult::Err(error) => return Err(of_wireguard(&error)),
         };
-        self.take(message, from, datagram.len(), opened == Ok(None), now);
+        let probe = match opened {
+            Ok(Some(PROBE_BYTES)) => Probe::read(&buffer[..PROBE_BYTES]),
+            Ok(_) | Err(_) => None,
+        };
+        let is_data = opened != Ok(None) && probe.is_none();
+        self.take(message, from, datagram.len(), is_data, now);
         self.send_queued(transmits, now);
-        opened
+        let Some(probe) = probe else { return opened };
+        self.take_probe(probe, from, transmits, now);
+        Ok(None)
     }
 
     /// boringtun accepted the message: what that says about the peer.
-    fn take(&mut self, message: Message, from: SocketAddr, bytes: usize, empty: bool, now: Instant) {
+    fn take(&mut self, message: Message, from: Path, bytes: usize, is_data: bool, now: Instant) {
         let moves = match message {
             // Made with the static key, but whoever replays it cannot be told from the peer before its data comes.
             Message::Initiation => false,
@@ -333,7 +359,7 @@ impl Peer {
                 true
             }
             Message::Data { index, counter } => {
-                if !empty {
+                if is_data {
                     self.unacknowledged.get_or_insert(now);
                 }
                 self.sessions.received(index, counter, now)
@@ -346,7 +372,7 @@ impl Peer {
         self.unanswered = None;
         (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if moves {
-            self.endpoint = Some(from);
+            self.path = self.follow(message, from, is_data, now);
         }
         let born = self.sessions.current_born(now);
         let is_answered = match self.asking {
@@ -356,6 +382,39 @@ impl Peer {
         };
         if is_answered {
             self.asking = Asking::No;
+        }
+    }
+
+    /// The way to the peer after it was heard from.
+    fn follow(&mut self, message: Message, from: Path, is_data: bool, now: Instant) -> Option<Path> {
+        let (current, Some(paths)) = (self.path, &mut self.paths) else { return Some(from) };
+        if is_data {
+            paths.use_now(current, now);
+        }
+        match message {
+            Message::Data { .. } if current == Some(from) => current,
+            Message::Data { .. } => paths.heard(from, is_data, current, now),
+            Message::Initiation | Message::Response { .. } | Message::Cookie => paths.came_up(from, current, now),
+        }
+    }
+
+    fn take_probe(&mut self, probe: Probe, from: Path, transmits: &mut Transmits, now: Instant) {
+        match (probe.kind, &mut self.paths) {
+            // Without room, or a session of this end, the peer asks again.
+            (Kind::Question, _) => drop(self.send_along(from, &probe.answer().write(), transmits, now)),
+            (Kind::Answer, Some(paths)) => self.path = paths.answered(probe.id, self.path, now),
+            (Kind::Answer, None) => {}
+        }
+    }
+
+    /// Asks along the ways where it is time to, and leaves one that has failed.
+    fn tend_paths(&mut self, transmits: &mut Transmits, now: Instant) {
+        let Some(paths) = &mut self.paths else { return };
+        let questions = paths.ask(self.path, || self.random.next(), now);
+        self.path = paths.choose(self.path, now);
+        for (path, probe) in questions {
+            // Without room it counts as a question without an answer.
+            let _ = self.send_along(path, &probe.write(), transmits, now);
         }
     }
 
@@ -379,6 +438,7 @@ impl Peer {
                 // Without room it is due again at the next tick.
                 let _ = self.send(&[], transmits, now);
             }
+            self.tend_paths(transmits, now);
         }
         self.age(transmits, now);
         matches!(self.asking, Asking::Since { last, .. } if last == now)
@@ -396,6 +456,7 @@ impl Peer {
             self.keepalive().map(|keepalive| self.last_sent + keepalive),
             self.unacknowledged.map(|since| since + ACKNOWLEDGE),
             (!self.queue.is_empty()).then_some(now),
+            self.paths.as_ref().and_then(|paths| paths.due(self.path, now)),
         ];
         let sends = sends.into_iter().flatten().filter(|_| up).min();
         [asks, sends, self.sessions.next_end(now)].into_iter().flatten().min()
@@ -403,7 +464,7 @@ impl Peer {
 
     /// From when on [`Self::wants_session`], as far as that can be answered.
     fn session_wanted(&self, now: Instant) -> Option<Instant> {
-        self.endpoint?;
+        self.path?;
         if self.wants_session(now) {
             return Some(now);
         }
@@ -440,7 +501,7 @@ impl Peer {
 
     /// Sends an initiation. Without room it is tried again at the next tick, without an address when there is one.
     fn ask(&mut self, transmits: &mut Transmits, now: Instant) {
-        let Some(endpoint) = self.endpoint else { return };
+        let Some(path) = self.path else { return };
         if transmits.room() < MESSAGE_BYTES_MIN {
             return;
         }
@@ -449,8 +510,16 @@ impl Peer {
             return;
         };
         let (bytes, index) = (initiation.len(), word(initiation, 4));
-        self.commit(endpoint, bytes, transmits, now);
+        let initiation = initiation[..].first_chunk::<MESSAGE_BYTES_MIN>().copied();
+        self.commit(path, bytes, transmits, now);
         self.asked(index, now);
+        let others: Vec<Path> =
+            self.paths.iter().flat_map(|paths| paths.told()).filter(|other| *other != path).collect();
+        for other in others {
+            let (Some(initiation), Some(space)) = (initiation, transmits.space().first_chunk_mut()) else { return };
+            *space = initiation;
+            self.commit(other, initiation.len(), transmits, now);
+        }
     }
 
     fn asked(&mut self, index: u32, now: Instant) {
@@ -490,8 +559,8 @@ impl Peer {
         self.aged = now;
         if let TunnResult::WriteToNetwork(message) = self.tunn.update_timers(transmits.space()) {
             let (bytes, index) = (message.len(), word(message, 4));
-            if let Some(endpoint) = self.endpoint {
-                self.commit(endpoint, bytes, transmits, now);
+            if let Some(path) = self.path {
+                self.commit(path, bytes, transmits, now);
             }
             if bytes == MESSAGE_BYTES_MIN {
                 self.asked(index, now);
@@ -522,7 +591,24 @@ impl Peer {
 
     /// With a current session only: without one boringtun would queue the packet itself.
     fn send(&mut self, packet: &[u8], transmits: &mut Transmits, now: Instant) -> Result<(), SealError> {
-        let endpoint = self.endpoint.ok_or(SealError::NoPath)?;
+        let path = self.path.ok_or(SealError::NoPath)?;
+        self.send_along(path, packet, transmits, now)?;
+        if !packet.is_empty() {
+            self.unanswered.get_or_insert(now);
+            if let Some(paths) = &mut self.paths {
+                paths.use_now(self.path, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn send_along(
+        &mut self,
+        path: Path,
+        packet: &[u8],
+        transmits: &mut Transmits,
+        now: Instant,
+    ) -> Result<(), SealError> {
         if transmits.room() < room_for(packet.len()) {
             return Err(SealError::Overload);
         }
@@ -530,15 +616,12 @@ impl Peer {
             return Err(SealError::NoPath);
         };
         let bytes = datagram.len();
-        self.commit(endpoint, bytes, transmits, now);
+        self.commit(path, bytes, transmits, now);
         self.unacknowledged = None;
-        if !packet.is_empty() {
-            self.unanswered.get_or_insert(now);
-        }
         Ok(())
     }
 
-    fn commit(&mut self, to: SocketAddr, bytes: usize, transmits: &mut Transmits, now: Instant) {
+    fn commit(&mut self, to: Path, bytes: usize, transmits: &mut Transmits, now: Instant) {
         transmits.commit(to, bytes);
         self.tx_bytes += bytes as u64;
         self.tx_packets += 1;

@@ -6,9 +6,8 @@
 
 use super::peer::{Message, Peer};
 use super::{Opened, SealError, Transmits};
-use crate::addr::PeerId;
+use crate::addr::{Path, PeerId};
 use boringtun::noise::{Packet, Tunn};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -66,7 +65,7 @@ impl Locked<'_> {
     /// datagram, and 148 bytes at least; `scratch` is.
     pub fn open(
         &mut self,
-        from: SocketAddr,
+        from: impl Into<Path>,
         datagram: &[u8],
         into: &mut [u8],
         scratch: &mut [u8],
@@ -76,7 +75,7 @@ impl Locked<'_> {
         let Ok(Packet::PacketData(data)) = Tunn::parse_incoming_packet(datagram) else { return None };
         let message = Message::data(&data, datagram);
         (data.receiver_idx >> 8 == self.0.index)
-            .then(|| self.0.open(message, from, datagram, (into, scratch), transmits, now))
+            .then(|| self.0.open(message, from.into(), datagram, (into, scratch), transmits, now))
     }
 
     /// Whether [`Tunnels::hear`](super::Tunnels::hear) is to be called.

@@ -92,7 +92,7 @@ fn what_is_done_beside_the_tunnels_is_told_and_timed_when_they_hear_of_it() {
     assert_eq!(open(&b, roamed, &[datagram], pair.now), [1]);
     assert!(b.lock().has_news(pair.now));
     pair.b.tunnels.hear(&b, pair.now);
-    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: roamed }]);
+    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: roamed.into() }]);
     assert!(pair.b.tunnels.poll_timeout().is_some_and(|at| at <= pair.now + 2 * TICK));
 }
 

@@ -192,14 +192,14 @@ fn the_first_packet_brings_the_session_up_and_arrives_through_it() {
     pair.settle();
     assert_eq!(pair.at_b.iter().map(|p| number(p)).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(pair.a.events(), [TunnelEvent::Up(PEER)]);
-    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: pair.a.address }, TunnelEvent::Up(PEER)]);
+    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: pair.a.address.into() }, TunnelEvent::Up(PEER)]);
 
     pair.b.seal(&packet(9, 60), pair.now).expect("sealed");
     pair.settle();
     assert_eq!(pair.at_a, [packet(9, 60)]);
     let report = pair.b.tunnels.report(PEER, pair.now + Duration::from_secs(3)).expect("report");
     assert_eq!(report.handshake_age, Some(Duration::from_secs(3)));
-    assert_eq!(report.endpoint, Some(pair.a.address));
+    assert_eq!(report.path, Some(pair.a.address.into()));
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn the_endpoint_follows_the_latest_data_and_nothing_else() {
     let (early, late) = (pair.sealed(&packet(1, 100)), pair.sealed(&packet(2, 100)));
 
     assert!(matches!(pair.b.open(roamed, &late, pair.now).0, Opened::Packet { .. }));
-    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: roamed }]);
+    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: roamed.into() }]);
 
     // A copy is refused; an older packet that was held back is delivered but moves nothing.
     assert_eq!(pair.b.open(thief, &late, pair.now).0, Opened::Dropped(OpenError::Replayed));
@@ -259,7 +259,7 @@ fn the_endpoint_follows_the_latest_data_and_nothing_else() {
     // A keepalive moves too.
     let keepalive = pair.sealed(&[]);
     assert_eq!(pair.b.open(home, &keepalive, pair.now).0, Opened::Nothing);
-    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: home }]);
+    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: home.into() }]);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn an_initiation_is_answered_where_it_came_from_and_moves_nothing_before_data() 
     let answers = pair.b.sent();
     assert_eq!(answers.iter().map(|(to, d)| (*to, d.len())).collect::<Vec<_>>(), [(elsewhere, 92)]);
     let report = pair.b.tunnels.report(PEER, pair.now).expect("report");
-    assert_eq!((report.endpoint, report.handshake_age), (Some(home), None));
+    assert_eq!((report.path, report.handshake_age), (Some(home.into()), None));
 
     // The same again is a replay, and gets silence.
     assert_eq!(pair.b.open(elsewhere, &initiation, pair.now).0, Opened::Dropped(OpenError::Replayed));
@@ -283,7 +283,7 @@ fn an_initiation_is_answered_where_it_came_from_and_moves_nothing_before_data() 
     for (_, datagram) in pair.a.sent() {
         pair.b.open(elsewhere, &datagram, pair.now);
     }
-    assert_eq!(pair.b.tunnels.report(PEER, pair.now).expect("report").endpoint, Some(elsewhere));
+    assert_eq!(pair.b.tunnels.report(PEER, pair.now).expect("report").path, Some(elsewhere.into()));
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn lying_inner_lengths_are_no_panic_and_prove_the_peer_all_the_same() {
             opened => assert_eq!(opened, Opened::Dropped(OpenError::Malformed)),
         }
     }
-    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: roamed }]);
+    assert_eq!(pair.b.events(), [TunnelEvent::Moved { peer: PEER, to: roamed.into() }]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Sealed datagrams on their way out, laid back to back so that one send with UDP segmentation takes many.
 
+use crate::addr::{Binding, Path};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -65,8 +66,12 @@ impl Transmits {
     }
 
     /// Takes the first `bytes` of [`Self::space`] as a datagram to `to`.
-    pub fn commit(&mut self, to: SocketAddr, bytes: usize) {
+    pub fn commit(&mut self, to: impl Into<Path>, bytes: usize) {
+        let Path { address: to, binding } = to.into();
         let start = self.used;
+        if let Some(binding) = binding {
+            set_binding(&mut self.arena[start..start + bytes], Some(binding));
+        }
         self.used += bytes;
         if let Some(last) = self.batches.last_mut() {
             let whole = last.range.len() % last.segment_bytes == 0;
@@ -96,12 +101,37 @@ impl Transmits {
     }
 }
 
+/// Where WireGuard's messages have three bytes that are always zero (paper, section 5.4).
+const BINDING: Range<usize> = 1..4;
+
+/// What the relay wrote into a datagram, or is to read there.
+fn binding(datagram: &[u8]) -> Option<Binding> {
+    let [_, low, middle, high] = *datagram.first_chunk()?;
+    Binding::new(u32::from_le_bytes([low, middle, high, 0]))
+}
+
+/// The datagram with this binding, or as it came from its tunnel.
+pub fn set_binding(datagram: &mut [u8], binding: Option<Binding>) {
+    let number = binding.map_or(0, Binding::number).to_le_bytes();
+    if let Some(bytes) = datagram.get_mut(BINDING) {
+        bytes.copy_from_slice(&number[..3]);
+    }
+}
+
+/// How many bytes at the beginning of a message are datagrams of one binding, and which.
+#[must_use]
+pub fn same_binding(message: &[u8], stride: usize) -> (Option<Binding>, usize) {
+    let of_first = binding(message);
+    let alike = message.chunks(stride.max(1)).take_while(|datagram| binding(datagram) == of_first);
+    (of_first, alike.map(<[u8]>::len).sum())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn commit(transmits: &mut Transmits, to: &str, bytes: usize) {
-        transmits.commit(to.parse().expect("address"), bytes);
+        transmits.commit(to.parse::<SocketAddr>().expect("address"), bytes);
     }
 
     #[test]

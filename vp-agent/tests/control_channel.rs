@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool};
 use vp::catalogue::Offer;
-use vp::node::{Event, Exposure, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source, Target};
+use vp::node::{
+    Event, Exposure, Mapping, Node, OfferError, Output, PeerSettings, Reason, RelayRates, Settings, Source, Target,
+};
 use vp_agent::control::{Control, Link, Notice, Target as Port};
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -180,6 +182,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         clients: Vec::new(),
         exposures: Vec::new(),
         mappings: vec![mapping(&format!("*.{peer_site}"))],
+        relay: RelayRates::default(),
     }
 }
 

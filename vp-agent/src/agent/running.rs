@@ -98,7 +98,7 @@ impl Running {
             Event::PeerMoved { peer, to } => {
                 if let Some(site) = self.names.of(*peer) {
                     tracing::info!("peer {site} is at {to}");
-                    self.agent.learn_endpoint(site, *to);
+                    to.endpoint().into_iter().for_each(|endpoint| self.agent.learn_endpoint(site, endpoint));
                 }
             }
             Event::Control { .. }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use vp::addr::{Family, Holder, Identity, Leases, Limits, Name, Pool, overlap};
 use vp::catalogue::ExposedServices;
-use vp::node::{Client, PeerSettings, Settings, Target};
+use vp::node::{Client, PeerSettings, RelayRates, Settings, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -74,7 +74,8 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         r.warn(text.referenced, format!("metrics: {address} is not loopback, and whoever reaches it may read them"));
     }
     let (exposures, mappings) = (Vec::new(), Vec::new());
-    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings };
+    let relay = RelayRates::default();
+    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, relay };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;

@@ -6,13 +6,14 @@ use super::codel::Codel;
 use super::deliver::Deliverer;
 use super::shared::Shared;
 use super::{Command, Queue, count};
-use crate::sys::{Datagrams, Message, Poller, Receiver, Sender, ThreadClock, Token};
+use crate::sys::{Datagrams, Message, Poller, Receiver, Sender, Sent, ThreadClock, Token};
 use std::io;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
-use vp::node::{Node, Output};
-use vp::tunnel::Tunnel;
+use vp::node::{Node, Output, Sorted, Whose};
 
 /// Packets from the TUN in one turn and in one flush: so many small ones are worth a call, and no more latency.
 const TURN_PACKETS_MAX: usize = 64;
@@ -45,8 +46,9 @@ pub(super) struct Worker {
     sender: Sender,
     receiver: Receiver,
     receive_limit: usize,
-    /// Whose session each message at hand is of.
-    tunnels: Vec<Option<Tunnel>>,
+    /// Of each message at hand, whose its first datagrams are.
+    sorted: Vec<Option<Sorted>>,
+    passed: Vec<Passed>,
     codel: Codel,
     /// This thread's.
     clock: ThreadClock,
@@ -55,6 +57,13 @@ pub(super) struct Worker {
     /// When there was nothing left to do.
     rested: Instant,
     now: Instant,
+}
+
+/// Datagrams of a received message that go on to another site.
+struct Passed {
+    message: usize,
+    range: Range<usize>,
+    to: SocketAddr,
 }
 
 impl Worker {
@@ -74,7 +83,8 @@ impl Worker {
             sender: Sender::default(),
             receiver: Receiver::default(),
             receive_limit: JOINED_MESSAGES,
-            tunnels: Vec::with_capacity(Receiver::MESSAGES_MAX),
+            sorted: Vec::with_capacity(Receiver::MESSAGES_MAX),
+            passed: Vec::with_capacity(Receiver::MESSAGES_MAX),
             codel: Codel::default(),
             clock: ThreadClock::own()?,
             deliverer: Deliverer::default(),
@@ -179,7 +189,7 @@ impl Worker {
     fn take_from_network(&mut self) {
         // Errors of the socket itself are those of earlier sends; they are gone when they were told.
         let Ok(messages) = self.receiver.receive(&self.queue.udp, self.receive_limit) else { return };
-        self.find_tunnels(messages);
+        self.sort(messages);
         let mut bytes = 0;
         for index in 0..messages {
             let Some(message) = self.receiver.message(index) else {
@@ -193,8 +203,9 @@ impl Worker {
                 self.at_node(Node::handle_batch_end);
                 self.flush();
             }
-            self.open(index);
+            self.take_message(index);
         }
+        self.pass_on();
         self.at_node(Node::handle_batch_end);
         self.flush();
         let is_joined = bytes > messages * JOINED_BYTES;
@@ -202,41 +213,80 @@ impl Worker {
     }
 
     /// Of each message, whose it is: one visit to the node for all.
-    fn find_tunnels(&mut self, messages: usize) {
+    fn sort(&mut self, messages: usize) {
         let is_first = self.is_first();
-        let Self { receiver, tunnels, shared, .. } = self;
-        tunnels.clear();
+        let Self { receiver, sorted, shared, now, .. } = self;
+        sorted.clear();
         shared.at_node(is_first, |node| {
-            tunnels.extend((0..messages).map(|index| {
-                let message = receiver.message(index)?;
-                node.tunnel_of(message.bytes.get(..message.stride).unwrap_or(message.bytes))
+            sorted.extend((0..messages).map(|index| {
+                let Message { from, bytes, stride, .. } = receiver.message(index)?;
+                Some(node.sort(from, bytes, stride, *now))
             }));
         });
     }
 
-    /// One message: what is of the peer's session beside the node, and what is not, or of another's, at the node.
-    fn open(&mut self, index: usize) {
+    /// One message: what is of a peer's session beside the node, what is of none at the node, what is for another site later.
+    fn take_message(&mut self, index: usize) {
         let is_first = self.is_first();
-        let Self { receiver, tunnels, shared, output, codel, clock, rested, now, .. } = self;
-        let tunnel = tunnels.get_mut(index).and_then(Option::take);
+        let Self { receiver, sorted, passed, shared, output, codel, clock, rested, now, .. } = self;
+        let mut first = sorted.get_mut(index).and_then(Option::take);
         let Some(Message { from, bytes, stride, waited }) = receiver.message(index) else { return };
-        let mut rest = &*bytes;
         // The oldest came after all was done.
         if index == 0 && waited < now.duration_since(*rested) {
             codel.emptied();
         }
+        let mut end = bytes.len();
         // Of a stream's message, its last datagram.
-        if codel.drops(waited, rest.len() >= STREAM_BYTES, || clock.read().unwrap_or_default()) {
-            let kept = (rest.len() - 1) / stride.max(1) * stride;
-            rest = &rest[..kept];
+        if codel.drops(waited, end >= STREAM_BYTES, || clock.read().unwrap_or_default()) {
+            end = (end - 1) / stride.max(1) * stride;
             count(&shared.handle().counters.congestion_drops, 1);
         }
-        if let Some(tunnel) = tunnel {
-            rest = &rest[output.open(&tunnel, from, rest, stride, *now)..];
+        let mut start = 0;
+        while start < end {
+            let rest = &mut bytes[start..end];
+            let sort = || shared.at_node(is_first, |node| node.sort(from, rest, stride, *now));
+            let Sorted { whose, bytes: length } = first.take().unwrap_or_else(sort);
+            let range = start..(start + length.max(1)).min(end);
+            start = range.end;
+            let run = &bytes[range.clone()];
+            let unopened = match whose {
+                Whose::Session(tunnel, path) => {
+                    let opened = output.open(&tunnel, path, run, stride, *now);
+                    Some((path, &run[opened..])).filter(|(_, rest)| !rest.is_empty())
+                }
+                Whose::Node(path) => Some((path, run)),
+                Whose::Relay(to) => {
+                    passed.push(Passed { message: index, range, to });
+                    None
+                }
+                Whose::Nobody => None,
+            };
+            if let Some((path, rest)) = unopened {
+                shared.at_node(is_first, |node| node.handle_datagrams(path, rest, stride, output, *now));
+            }
         }
-        if !rest.is_empty() {
-            shared.at_node(is_first, |node| node.handle_datagrams(from, rest, stride, output, *now));
+    }
+
+    /// For other sites, from where it was received.
+    fn pass_on(&mut self) {
+        let Self { receiver, sender, passed, queue, now, .. } = self;
+        if passed.is_empty() {
+            return;
         }
+        let batches = passed.iter().filter_map(|Passed { message, range, to }| {
+            let (bytes, segment_bytes) = receiver.datagrams(*message, range.clone())?;
+            Some(Datagrams { to: *to, bytes, segment_bytes })
+        });
+        let sent = sender.send(&queue.udp, batches, *now);
+        passed.clear();
+        self.count_sent(sent);
+    }
+
+    fn count_sent(&self, sent: Sent) {
+        let counters = &self.shared.handle().counters;
+        count(&counters.send_errors, sent.failed);
+        count(&counters.send_overload, sent.overload);
+        count(&counters.unsegmented_sends, sent.refused);
     }
 
     /// Leases to the journal, then everything else where it belongs.
@@ -245,16 +295,14 @@ impl Worker {
             self.at_node(Node::settle);
         }
         self.shared.keep_new(self.now);
-        let counters = &self.shared.handle().counters;
         if !self.output.transmits.is_empty() {
             let batches = self.output.transmits.batches();
             let batches =
                 batches.map(|(batch, bytes)| Datagrams { to: batch.to, bytes, segment_bytes: batch.segment_bytes });
             let sent = self.sender.send(&self.queue.udp, batches, self.now);
-            count(&counters.send_errors, sent.failed);
-            count(&counters.send_overload, sent.overload);
-            count(&counters.unsegmented_sends, sent.refused);
+            self.count_sent(sent);
         }
+        let counters = &self.shared.handle().counters;
         count(&counters.tun_write_errors, self.deliverer.deliver(&self.queue.tun, &self.output));
         self.output.clear();
     }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -558,6 +559,13 @@ impl Receiver {
         let start = index * MESSAGE_BYTES_MAX;
         let bytes = self.buffers.get_mut(start..start + bytes)?;
         Some(Message { from, bytes, stride, waited })
+    }
+
+    /// Some datagrams of that message, and how long each of them is.
+    pub fn datagrams(&self, index: usize, range: Range<usize>) -> Option<(&[u8], usize)> {
+        let Head { stride, .. } = (*self.heads.get(index)?)?;
+        let start = index * MESSAGE_BYTES_MAX;
+        Some((self.buffers.get(start + range.start..start + range.end)?, stride))
     }
 }
 

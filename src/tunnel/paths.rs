@@ -1,0 +1,280 @@
+//! The ways to one peer that a hub introduced: which of them work, and which is used. The peer is asked along each of them,
+//! inside the session, so that only the peer can answer; asking also opens a NAT's way for the peer's own questions.
+//!
+//! A direct way is better than a relayed one, a quick one better than a slow one, and any that answers better than one that
+//! does not. Both ends choose for themselves.
+
+use super::probe::{Kind, Probe};
+use crate::addr::Path;
+use std::time::{Duration, Instant};
+
+/// Ways that are kept for a peer; those that it was seen to use push out none that were told.
+const PATHS_MAX: usize = 16;
+/// When ways have become known, or the one in use has failed, all are tried this often for so long: a NAT's filter opens when
+/// both sides have sent.
+const BURST_EVERY: Duration = Duration::from_millis(400);
+const BURST: Duration = Duration::from_secs(5);
+/// How often the way in use is asked while something is sent or received.
+const ACTIVE_EVERY: Duration = Duration::from_millis(700);
+/// Since the last packet.
+const ACTIVE: Duration = Duration::from_secs(10);
+/// How often a direct way is asked that is in use and idle: NATs forget after 30 s and more (RFC 4787 section 4.3 wants 2 min).
+const IDLE_EVERY: Duration = Duration::from_secs(20);
+/// How often better ways are tried while a relay is busy.
+const RETRY_EVERY: Duration = Duration::from_secs(15);
+/// A question that is not answered in this time, or in four round trips, has failed.
+const PATIENCE: Duration = Duration::from_millis(1200);
+/// What answered so long ago may be gone: no NAT that is asked every 20 s forgets, others do.
+const FRESH: Duration = Duration::from_secs(25);
+
+/// Questions along one way that may still be answered.
+const QUESTIONS: usize = 8;
+
+#[derive(Debug)]
+pub(super) struct Paths {
+    ways: Vec<Way>,
+    /// A packet was sent or received.
+    used: Option<Instant>,
+    /// All are asked until then.
+    burst_ends: Option<Instant>,
+    /// When all were last asked.
+    round: Option<Instant>,
+}
+
+/// What is known of one way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Way {
+    path: Path,
+    /// By a hub, not by the peer's use of it.
+    told: bool,
+    /// The latest questions: where answers take long, they cross.
+    asked: [Option<(u64, Instant)>; QUESTIONS],
+    /// The first question that was not answered since the last answer.
+    silent: Option<Instant>,
+    answered: Option<Instant>,
+    round_trip: Option<Duration>,
+}
+
+/// One way, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PathReport {
+    pub path: Path,
+    pub answers: bool,
+    pub round_trip: Option<Duration>,
+}
+
+impl Way {
+    fn new(path: Path, told: bool) -> Self {
+        Self { path, told, asked: [None; QUESTIONS], silent: None, answered: None, round_trip: None }
+    }
+
+    fn ask(&mut self, id: u64, now: Instant) {
+        self.asked.rotate_right(1);
+        self.asked[0] = Some((id, now));
+        self.silent.get_or_insert(now);
+    }
+
+    /// When the question was asked, if it was.
+    fn take_question(&mut self, id: u64) -> Option<Instant> {
+        let asked = self.asked.iter_mut().find(|asked| asked.is_some_and(|(asked, _)| asked == id))?;
+        asked.take().map(|(_, at)| at)
+    }
+
+    fn last_asked(&self) -> Option<Instant> {
+        self.asked.iter().flatten().map(|(_, at)| *at).max()
+    }
+
+    fn fails_at(&self) -> Option<Instant> {
+        let patience = self.round_trip.map_or(PATIENCE, |round_trip| PATIENCE.max(round_trip * 4));
+        self.silent.map(|since| since + patience)
+    }
+
+    fn has_failed(&self, now: Instant) -> bool {
+        self.fails_at().is_some_and(|at| now >= at)
+    }
+
+    fn answers(&self, now: Instant) -> bool {
+        self.answered.is_some_and(|at| now < at + FRESH) && !self.has_failed(now)
+    }
+
+    /// The less, the better.
+    fn rank(&self) -> (bool, Duration) {
+        (self.path.is_relayed(), self.round_trip.unwrap_or(Duration::MAX))
+    }
+
+    /// Whether it is worth a change from `other`, which answers too: jitter is not.
+    fn is_much_better(&self, other: &Self) -> bool {
+        let (relayed, round_trip) = self.rank();
+        let (other_relayed, other_round_trip) = other.rank();
+        let quicker = round_trip.saturating_add(Duration::from_millis(1)) < other_round_trip / 4 * 3;
+        (relayed, other_relayed) == (false, true) || relayed == other_relayed && quicker
+    }
+}
+
+impl Paths {
+    pub fn new(paths: &[Path], now: Instant) -> Self {
+        let ways = paths.iter().take(PATHS_MAX).map(|path| Way::new(*path, true)).collect();
+        Self { ways, used: None, burst_ends: Some(now + BURST), round: None }
+    }
+
+    /// Those that are told now. What is known of those that were there before stays.
+    pub fn tell(&mut self, paths: &[Path], now: Instant) {
+        let known: Vec<Path> = self.ways.iter().filter(|way| way.told).map(|way| way.path).collect();
+        if known == paths {
+            return;
+        }
+        let told = paths.iter().take(PATHS_MAX).map(|path| {
+            let known = self.ways.iter().find(|way| way.path == *path);
+            known.map_or(Way::new(*path, true), |way| Way { told: true, ..*way })
+        });
+        let told: Vec<Way> = told.collect();
+        let seen = self.ways.iter().filter(|way| !way.told && way.answers(now) && !paths.contains(&way.path));
+        let seen: Vec<Way> = seen.copied().collect();
+        self.ways = told.into_iter().chain(seen).take(PATHS_MAX).collect();
+        self.try_all(now);
+    }
+
+    pub fn told(&self) -> impl Iterator<Item = Path> + '_ {
+        self.ways.iter().filter(|way| way.told).map(|way| way.path)
+    }
+
+    /// All are to be asked, for a while.
+    pub fn try_all(&mut self, now: Instant) {
+        self.burst_ends = Some(now + BURST);
+        // At once, but not each time somebody wishes it.
+        self.round = self.round.filter(|round| now < *round + BURST_EVERY);
+    }
+
+    /// A packet of somebody's was sent or received. After a silence the direct ways may have closed.
+    pub fn use_now(&mut self, current: Option<Path>, now: Instant) {
+        let rested = self.used.is_none_or(|used| now > used + FRESH);
+        self.used = Some(now);
+        if rested && current.is_some_and(|path| path.is_relayed()) {
+            self.try_all(now);
+        }
+    }
+
+    /// An authentic packet came this way; the way to use from now on. `is_data`: the peer chose this way for it.
+    pub fn heard(&mut self, from: Path, is_data: bool, current: Option<Path>, now: Instant) -> Option<Path> {
+        if !self.ways.iter().any(|way| way.path == from) {
+            self.learn(from, now);
+        }
+        let works = self.way(current).is_some_and(|way| !way.has_failed(now));
+        if is_data && !works { Some(from) } else { current }
+    }
+
+    /// A session came up this way, when perhaps no other works; the way to use from now on.
+    pub fn came_up(&mut self, from: Path, current: Option<Path>, now: Instant) -> Option<Path> {
+        if !self.ways.iter().any(|way| way.path == from) {
+            self.learn(from, now);
+        }
+        if self.is_active(now) {
+            self.try_all(now);
+        }
+        if self.way(current).is_some_and(|way| way.answers(now)) { current } else { Some(from) }
+    }
+
+    /// The peer answered a question, so it came by the way that it was asked along; what came back may show another address,
+    /// if the peer's NAT has one for each. The way to use from now on.
+    pub fn answered(&mut self, id: u64, current: Option<Path>, now: Instant) -> Option<Path> {
+        let answered = self.ways.iter_mut().find_map(|way| way.take_question(id).map(|at| (way, at)));
+        let Some((way, at)) = answered else { return current };
+        let measured = now.saturating_duration_since(at);
+        // A quarter of the news (as in RFC 6298, of a measure that is taken more rarely).
+        way.round_trip = Some(way.round_trip.map_or(measured, |known| (known * 3 + measured) / 4));
+        (way.answered, way.silent) = (Some(now), None);
+        self.choose(current, now)
+    }
+
+    /// The way to use: the best that answers; if none does, the next that has not failed.
+    pub fn choose(&self, current: Option<Path>, now: Instant) -> Option<Path> {
+        let best = self.ways.iter().filter(|way| way.answers(now)).min_by_key(|way| way.rank());
+        let used = self.way(current);
+        match (best, used) {
+            (Some(best), Some(used)) if used.answers(now) && !best.is_much_better(used) => current,
+            (Some(best), _) => Some(best.path),
+            (None, Some(used)) if !used.has_failed(now) => current,
+            (None, _) => {
+                // A relay is the surest.
+                let rest = self.ways.iter().filter(|way| !way.has_failed(now));
+                rest.min_by_key(|way| !way.path.is_relayed()).map(|way| way.path).or(current)
+            }
+        }
+    }
+
+    /// When [`Self::ask`] has something to do, or the way in use may have failed.
+    pub fn due(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
+        let used = self.way(current);
+        let fails = used.and_then(Way::fails_at).filter(|at| *at > now);
+        [self.next_round(current, now), self.next_of_used(current, now), fails].into_iter().flatten().min()
+    }
+
+    /// Questions that are due, each with the way that it is to go. `id` makes their numbers.
+    pub fn ask(&mut self, current: Option<Path>, mut id: impl FnMut() -> u64, now: Instant) -> Vec<(Path, Probe)> {
+        if self.way(current).is_some_and(|way| way.has_failed(now)) && self.burst_ends.is_none_or(|end| end <= now) {
+            self.try_all(now);
+        }
+        let all = self.next_round(current, now).is_some_and(|at| at <= now);
+        let used = self.next_of_used(current, now).is_some_and(|at| at <= now);
+        if all {
+            self.round = Some(now);
+        }
+        let mut questions = Vec::new();
+        for way in self.ways.iter_mut().filter(|way| all || used && Some(way.path) == current) {
+            let id = id();
+            way.ask(id, now);
+            questions.push((way.path, Probe { kind: Kind::Question, id }));
+        }
+        questions
+    }
+
+    pub fn round_trip(&self, path: Option<Path>) -> Option<Duration> {
+        self.way(path)?.round_trip
+    }
+
+    pub fn report(&self, now: Instant) -> Vec<PathReport> {
+        let report = |way: &Way| PathReport { path: way.path, answers: way.answers(now), round_trip: way.round_trip };
+        self.ways.iter().map(report).collect()
+    }
+
+    /// The peer uses a way that nobody told of: a NAT gave it another address for this gateway.
+    fn learn(&mut self, path: Path, now: Instant) {
+        if self.ways.len() >= PATHS_MAX {
+            let useless = self.ways.iter().position(|way| !way.told && !way.answers(now));
+            let Some(useless) = useless else { return };
+            self.ways.remove(useless);
+        }
+        self.ways.push(Way::new(path, false));
+        self.try_all(now);
+    }
+
+    fn next_round(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
+        let in_burst = self.burst_ends.is_some_and(|end| now < end);
+        let on_relay = current.is_none_or(|path| path.is_relayed()) && self.is_active(now);
+        match self.round {
+            _ if self.ways.is_empty() => None,
+            None if in_burst => Some(now),
+            Some(round) if in_burst => Some(round + BURST_EVERY),
+            Some(round) if on_relay => Some(round + RETRY_EVERY),
+            None | Some(_) => None,
+        }
+    }
+
+    fn next_of_used(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
+        let way = self.way(current)?;
+        let every = match (self.is_active(now), way.path.is_relayed()) {
+            (true, _) => ACTIVE_EVERY,
+            (false, false) => IDLE_EVERY,
+            (false, true) => return None,
+        };
+        Some(way.last_asked().max(way.answered).map_or(now, |at| at + every))
+    }
+
+    fn is_active(&self, now: Instant) -> bool {
+        self.used.is_some_and(|used| now < used + ACTIVE)
+    }
+
+    fn way(&self, path: Option<Path>) -> Option<&Way> {
+        self.ways.iter().find(|way| Some(way.path) == path)
+    }
+}
