@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use vp::addr::{Identity, Name, PeerId, Pool, wire};
 use vp::catalogue::{OFFER_SERVICES_MAX, Offer};
-use vp::node::{Mapping, Node, PeerSettings, RelayRates, Settings};
+use vp::node::{Mapping, Node, PeerSettings, Settings};
 use vp_agent::config::{Config, HostNetworks};
 use vp_agent::control::offer;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -92,6 +92,7 @@ fn settings() -> Settings {
         endpoint: None,
         keepalive_seconds: None,
         stock: false,
+        hub: false,
     };
     let service = "*.factory".parse().expect("pattern");
     let pool = ["10.0.9.0/24", "fd00:9::/64"].map(|prefix| prefix.parse().expect("prefix"));
@@ -104,7 +105,7 @@ fn settings() -> Settings {
         clients: Vec::new(),
         exposures: Vec::new(),
         mappings: vec![Mapping { service, address: None, ports: Vec::new(), callers: Vec::new() }],
-        relay: RelayRates::default(),
+        hub: None,
     }
 }
 

@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool, PortRange, Protocol, wire};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
-use vp::node::{Client, Exposure, Mapping, Node, Output, PeerSettings, RelayRates, Settings, Source, Target};
+use vp::node::{Client, Exposure, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
 use vp::packet::{self, Kind, Offload, Packet, virtio};
 use vp::tunnel::{Opened, Transmits, TunnelSettings, Tunnels};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -370,6 +370,7 @@ fn settings() -> Settings {
         endpoint: None,
         keepalive_seconds: None,
         stock: false,
+        hub: false,
     };
     let service = "*.factory".parse().expect("pattern");
     let pool = ["10.0.9.0/24", "fd00:9::/64"].map(|prefix| prefix.parse().expect("prefix"));
@@ -385,7 +386,7 @@ fn settings() -> Settings {
             exposure("rack", rack, &["tcp/22", "udp/69"]),
         ],
         mappings: vec![Mapping { service, address: None, ports: Vec::new(), callers: Vec::new() }],
-        relay: RelayRates::default(),
+        hub: None,
     }
 }
 

@@ -8,9 +8,9 @@
 pub mod addr;
 pub mod catalogue;
 pub mod flow;
+pub mod hub;
 pub mod node;
 pub mod packet;
 pub mod policy;
-pub mod relay;
 pub mod translate;
 pub mod tunnel;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
-use vp::addr::{Path, PeerId};
-use vp::relay::Relay;
+use vp::addr::{Identity, Name, Path, PeerId, Selector};
+use vp::hub::{Attendance, Hub};
 use vp::tunnel::{Opened, Transmits, TunnelSettings, Tunnels, same_binding, set_binding};
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -86,7 +86,7 @@ struct Flying {
 
 struct World {
     sites: [Site; 2],
-    relay: Relay,
+    hub: Hub,
     has_hub: bool,
     direct_works: bool,
     flying: VecDeque<Flying>,
@@ -122,7 +122,7 @@ impl World {
         };
         let mut world = Self {
             sites: [site(0), site(1)],
-            relay: Relay::new(1),
+            hub: Hub::new(1),
             has_hub: true,
             direct_works: true,
             flying: VecDeque::new(),
@@ -136,9 +136,15 @@ impl World {
     /// As a hub does: each is told where the other was seen, and the binding.
     fn introduce(&mut self) {
         let seen = [0, 1].map(|site: usize| self.sites[site].nat.source(HUB));
-        let (first, second) = self.relay.bind(SITES[0], SITES[1]).expect("room");
-        for (site, binding) in [(0, first), (1, second)] {
-            self.relay.moved(SITES[site], Some(seen[site]));
+        for (site, peer) in SITES.into_iter().enumerate() {
+            let name = |site: usize| Name::new(["cloud", "factory"][site]).expect("name");
+            let identity = Identity { site: name(site), tenant: None, groups: Vec::new() };
+            let wants = BTreeSet::from([name(1 - site)]);
+            let attendance = Attendance { wants, admits: [Selector::Any].into(), addresses: Vec::new() };
+            self.hub.attend(peer, identity, attendance, Some(seen[site]));
+        }
+        for (site, peer) in SITES.into_iter().enumerate() {
+            let (_, introduced) = self.hub.introductions(peer);
             let tunnels = &mut self.sites[site].tunnels;
             let settings = TunnelSettings {
                 public_key: PublicKey::from(&secret(1 - site)).to_bytes(),
@@ -148,8 +154,8 @@ impl World {
                 held: true,
             };
             tunnels.add(PEER, settings, self.now).expect("settings");
-            let relayed = Path { address: HUB, binding: Some(binding) };
-            tunnels.set_paths(PEER, &[relayed, seen[1 - site].into()], self.now);
+            let relayed = Path { address: HUB, binding: Some(introduced[0].binding) };
+            tunnels.set_paths(PEER, &[relayed, introduced[0].addresses[0].into()], self.now);
         }
     }
 
@@ -206,7 +212,7 @@ impl World {
     fn arrive(&mut self, Flying { from, to, mut datagram, .. }: Flying) {
         let (binding, _) = same_binding(&datagram, datagram.len());
         if to == HUB {
-            let onward = binding.filter(|_| self.has_hub).and_then(|binding| self.relay.onward(from, binding));
+            let onward = binding.filter(|_| self.has_hub).and_then(|binding| self.hub.onward(from, binding));
             if let Some(Ok(onward)) = onward {
                 set_binding(&mut datagram, Some(onward.binding));
                 self.flying.push_back(Flying { arrives: self.now + DELAY, from: HUB, to: onward.to, datagram });

@@ -12,7 +12,7 @@ const ROOMS: [(&str, &[&str]); 8] = [
     ("catalogue", &["addr", "packet"]),
     ("translate", &["addr", "packet"]),
     ("tunnel", &["addr", "packet"]),
-    ("relay", &["addr"]),
+    ("hub", &["addr"]),
 ];
 
 /// What the core must not name. Boringtun reads a clock of its own: the tunnel room's head says so.

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod capture;
 pub mod craft;
 pub mod hostile;
+mod hub;
 mod internet;
 mod lab;
 mod namespace;
@@ -22,6 +23,7 @@ pub mod world;
 
 pub use agent::{Agent, Config, Key, Peer};
 pub use capture::{Capture, Captured};
+pub use hub::{HubWorld, path};
 pub use internet::{Internet, Uplink};
 pub use lab::{Lab, story};
 pub use namespace::Namespace;

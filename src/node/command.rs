@@ -1,13 +1,13 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
-use super::relay::{RelayBuckets, Relayed};
+use super::hub::{Introduced, RelayBuckets, Relayed};
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
 use super::{Settings, SettingsError, Sweep};
 use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
 use crate::catalogue::{Callers, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
 use crate::flow::{Flow, Table};
+use crate::hub::Hub;
 use crate::policy::Bucket;
-use crate::relay::Relay;
 use crate::tunnel::{TunnelSettings, Tunnels};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -56,7 +56,8 @@ impl Node {
             flows_opened: 0,
             flows_closed: 0,
             fragments: crate::flow::fragments::Fragments::default(),
-            relay: Relay::new(seed),
+            hub: Hub::new(seed),
+            introduced: Introduced::default(),
             relay_buckets: RelayBuckets::default(),
             relayed: Relayed::default(),
             idle: Vec::new(),
@@ -86,10 +87,11 @@ impl Node {
         // From here on nothing fails: what goes may end.
         self.forget_callers(&outside, now);
         self.apply_rates(now);
-        if previous.relay != self.settings.relay {
+        if previous.hub != self.settings.hub {
             self.relay_buckets = RelayBuckets::default();
         }
         self.apply_peers(now);
+        self.apply_introductions(now);
         // Offers may have gone with their peers.
         self.apply_mappings(now);
         self.table.set_capacity(self.settings.flows_max);
@@ -169,7 +171,7 @@ impl Node {
     /// Its flows have ended.
     fn remove_peer(&mut self, peer: PeerId) {
         self.tunnels.remove(peer);
-        self.forget_relayed(peer);
+        self.forget_attending(peer);
         if let Some(gone) = self.peers.remove(peer) {
             self.forget_offer(peer, gone.settings.identity.site);
         }

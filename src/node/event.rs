@@ -25,6 +25,8 @@ pub enum Event {
         peer: PeerId,
         to: Path,
     },
+    /// What this hub tells the peer of others is not what it was.
+    IntroductionsChanged(PeerId),
     /// What this site offers to the peer is not what it was.
     OfferChanged(PeerId),
     /// Presences came or went.

@@ -49,7 +49,7 @@ impl Node {
             return self.drops.count(Reason::Overload);
         }
         let opened = self.tunnels.open(from, datagram, output.joiner.space(), &mut output.transmits, now);
-        self.take_tunnel_events();
+        self.take_tunnel_events(now);
         output.take_opened(opened);
     }
 

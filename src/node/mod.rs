@@ -9,6 +9,7 @@ mod command;
 mod drop;
 mod event;
 mod explain;
+mod hub;
 mod inbound;
 mod kept;
 mod offers;
@@ -16,7 +17,6 @@ mod outbound;
 mod output;
 mod peers;
 mod reject;
-mod relay;
 mod report;
 mod resume;
 mod settings;
@@ -27,8 +27,8 @@ pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePat
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
+pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
 pub use output::{Outbound, Output};
-pub use relay::{RelayRates, Relayed, Sorted, Whose};
 pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
@@ -36,12 +36,12 @@ use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
 use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
 use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
+use crate::hub::Hub;
 use crate::packet::{Kind, Packet};
 use crate::policy::Bucket;
-use crate::relay::Relay;
 use crate::tunnel::Tunnels;
+use hub::{Introduced, RelayBuckets};
 use peers::{Peer, Peers};
-use relay::RelayBuckets;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -112,7 +112,8 @@ pub struct Node {
     flows_opened: u64,
     flows_closed: u64,
     fragments: Fragments,
-    relay: Relay,
+    hub: Hub,
+    introduced: Introduced,
     relay_buckets: RelayBuckets,
     relayed: Relayed,
     idle: Vec<FlowId>,

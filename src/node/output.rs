@@ -150,7 +150,7 @@ impl Node {
         }
         let Unsettled { tunnels, controls, drops } = &mut output.unsettled;
         tunnels.drain(..).for_each(|tunnel| self.tunnels.hear(&tunnel, now));
-        self.take_tunnel_events();
+        self.take_tunnel_events(now);
         controls.drain(..).for_each(|(peer, packet)| self.tell(Event::Control { peer, packet }));
         self.drops.append(drops);
     }

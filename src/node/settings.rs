@@ -17,8 +17,8 @@ pub struct Settings {
     pub clients: Vec<Client>,
     pub exposures: Vec<Exposure>,
     pub mappings: Vec<Mapping>,
-    /// What a hub passes on at most.
-    pub relay: RelayRates,
+    /// This gateway is a hub.
+    pub hub: Option<RelayRates>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,4 +31,6 @@ pub struct PeerSettings {
     pub keepalive_seconds: Option<u16>,
     /// A WireGuard peer without an agent: it has no control channel and announces nothing.
     pub stock: bool,
+    /// It introduces this site to others.
+    pub hub: bool,
 }

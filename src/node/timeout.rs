@@ -13,7 +13,7 @@ const IDLE_BATCH: usize = 1024;
 impl Node {
     pub fn handle_timeout(&mut self, output: &mut Output, now: Instant) {
         self.tunnels.handle_timeout(&mut output.transmits, now);
-        self.take_tunnel_events();
+        self.take_tunnel_events(now);
         self.end_idle_flows(now);
         self.fragments.expire(now);
         self.count_lost_fragments();
@@ -24,15 +24,15 @@ impl Node {
         }
     }
 
-    pub(super) fn take_tunnel_events(&mut self) {
+    pub(super) fn take_tunnel_events(&mut self, now: Instant) {
         while let Some(event) = self.tunnels.poll_event() {
             let (peer, event) = match event {
                 TunnelEvent::Up(peer) => (peer, Event::PeerUp(peer)),
                 TunnelEvent::Down(peer) => (peer, Event::PeerDown(peer)),
                 TunnelEvent::Moved { peer, to } => (peer, Event::PeerMoved { peer, to }),
             };
-            self.follow_relayed(peer);
             self.events.push_back(event);
+            self.follow(peer, now);
         }
     }
 

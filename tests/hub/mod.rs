@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Family, Identity, Limits, Name, PeerId, Pool, wire};
 use vp::catalogue::{Offer, OfferedService};
-use vp::node::{Event, Exposure, Mapping, Node, Output, PeerSettings, RelayRates, Settings, Source, Target};
+use vp::node::{Event, Exposure, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
 use vp::packet::Offload;
 use vp::tunnel::{Opened, Transmits, TunnelSettings, Tunnels};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -78,6 +78,7 @@ pub fn settings(peers: usize) -> Settings {
         endpoint: None,
         keepalive_seconds: None,
         stock: false,
+        hub: false,
     };
     Settings {
         site: name("hub"),
@@ -88,7 +89,7 @@ pub fn settings(peers: usize) -> Settings {
         clients: Vec::new(),
         exposures: vec![exposure("web")],
         mappings: Vec::new(),
-        relay: RelayRates::default(),
+        hub: None,
     }
 }
 

@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Grant, Identity, Limits, Name, PeerId, Pool, PortRange};
-use vp::node::{
-    Client, Event, Exposure, Mapping, Node, Output, PeerSettings, Reason, RelayRates, Settings, Source, Target,
-};
+use vp::node::{Client, Event, Exposure, Mapping, Node, Output, PeerSettings, Reason, Settings, Source, Target};
 use vp::packet::Offload;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -78,7 +76,7 @@ pub fn settings(site: &str, pool: &[&str]) -> Settings {
         clients: Vec::new(),
         exposures: Vec::new(),
         mappings: Vec::new(),
-        relay: RelayRates::default(),
+        hub: None,
     }
 }
 
@@ -90,6 +88,7 @@ pub fn peer(site: &str, seed: u8, endpoint: Option<&str>) -> PeerSettings {
         endpoint: endpoint.map(|e| e.parse().expect("endpoint")),
         keepalive_seconds: endpoint.map(|_| 25),
         stock: false,
+        hub: false,
     }
 }
 

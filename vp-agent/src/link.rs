@@ -2,10 +2,11 @@
 
 use crate::control::{Link, Target};
 use crate::dataplane::Handle;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use vp::addr::PeerId;
 use vp::catalogue::Offer;
-use vp::node::{OfferError, Reason};
+use vp::hub::Attendance;
+use vp::node::{Introductions, OfferError, Reason};
 
 impl Link for Handle {
     async fn has_agent(&self, peer: PeerId) -> bool {
@@ -31,6 +32,32 @@ impl Link for Handle {
         set.unwrap_or(Err(OfferError::UnknownPeer))
     }
 
+    async fn is_hub(&self, peer: PeerId) -> bool {
+        let is_hub =
+            move |node: &mut vp::node::Node| node.peer_settings().any(|(id, settings)| id == peer && settings.hub);
+        self.call(move |node, _, _| is_hub(node)).await.unwrap_or(false)
+    }
+
+    async fn attendance(&self, hub: PeerId) -> Attendance {
+        let said = self.call(move |node, _, _| (node.attendance(), node.endpoint(hub))).await;
+        let (attendance, hub) = said.unwrap_or_default();
+        let own = hub.and_then(own_address_towards).map(|own| SocketAddr::new(own, self.port()));
+        Attendance { addresses: own.into_iter().collect(), ..attendance }
+    }
+
+    async fn introduce(&self, hub: PeerId, introductions: Introductions) {
+        let introduce = self.call(move |node, _, now| node.introduce(hub, introductions.sites, now));
+        introduce.await.ok();
+    }
+
+    async fn attend(&self, peer: PeerId, attendance: Attendance) -> bool {
+        self.call(move |node, _, _| node.attend(peer, attendance)).await.unwrap_or(false)
+    }
+
+    async fn introductions(&self, peer: PeerId) -> Introductions {
+        self.call(move |node, _, _| node.introductions(peer)).await.unwrap_or_default()
+    }
+
     async fn explain(&self, peer: PeerId, target: Target, caller: Option<u16>) -> Result<String, Reason> {
         let Target { service, protocol, port } = target;
         let explain = self.call(move |node, _, _| node.explain_inbound(peer, &service, caller, protocol, port));
@@ -42,4 +69,12 @@ impl Link for Handle {
         let target = self.call(move |node, _, _| node.probe_target(peer, &service, protocol, port)).await;
         target.ok().flatten()
     }
+}
+
+/// The host's own address that its routes would send from. Nothing is sent.
+fn own_address_towards(to: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(to).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }

@@ -8,7 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vp::addr::Family as IpFamily;
-use vp::node::Reason;
+use vp::node::{Reason, Relayed};
 use vp_proto::api;
 
 type Labels = Vec<(String, String)>;
@@ -23,6 +23,8 @@ struct Figures {
     drops: Vec<(&'static str, u64)>,
     pool: Vec<(IpFamily, usize, usize)>,
     events_lost: u64,
+    relayed: Relayed,
+    hub_sites: usize,
 }
 
 /// In the text format, version 0.0.4 and OpenMetrics alike.
@@ -41,6 +43,8 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
             drops: Reason::ALL.iter().map(|reason| (reason.word(), node.drops().of(*reason))).collect(),
             pool: IpFamily::BOTH.into_iter().map(pool).collect(),
             events_lost: node.events_lost(),
+            relayed: node.relayed(),
+            hub_sites: node.hub_sites(),
         }
     });
     let figures = figures.await?;
@@ -112,6 +116,13 @@ fn flows(registry: &mut Registry, figures: &Figures) {
     registry.register("flows_opened", "Flows opened since the start", counter(figures.flows.opened_total));
     registry.register("flows_closed", "Flows closed since the start", counter(figures.flows.closed_total));
     registry.register("dropped_packets", "Packets dropped, by reason", drops);
+    registry.register(
+        "relayed_datagrams",
+        "Datagrams passed on between sites, as a hub",
+        counter(figures.relayed.datagrams),
+    );
+    registry.register("relayed_bytes", "Bytes of them", counter(figures.relayed.bytes));
+    registry.register("hub_sites", "Sites that attend at this hub", gauge(figures.hub_sites as u64));
     registry.register("pool_leases", "Leases of pool addresses", used);
     registry.register("pool_addresses", "Addresses that the pool can give", size);
 }

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool};
 use vp::catalogue::Offer;
+use vp::hub::Attendance;
 use vp::node::{
-    Event, Exposure, Mapping, Node, OfferError, Output, PeerSettings, Reason, RelayRates, Settings, Source, Target,
+    Event, Exposure, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source, Target,
 };
 use vp_agent::control::{Control, Link, Notice, Target as Port};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -134,6 +135,24 @@ impl Link for NodeLink {
         self.0.call(|node, _, now| node.set_offer(peer, offer, now)).unwrap_or(Err(OfferError::UnknownPeer))
     }
 
+    async fn is_hub(&self, _: PeerId) -> bool {
+        false
+    }
+
+    async fn attendance(&self, _: PeerId) -> Attendance {
+        Attendance::default()
+    }
+
+    async fn introduce(&self, _: PeerId, _: Introductions) {}
+
+    async fn attend(&self, peer: PeerId, attendance: Attendance) -> bool {
+        self.0.call(|node, _, _| node.attend(peer, attendance)).unwrap_or(false)
+    }
+
+    async fn introductions(&self, peer: PeerId) -> Introductions {
+        self.0.call(|node, _, _| node.introductions(peer)).unwrap_or_default()
+    }
+
     async fn explain(&self, peer: PeerId, port: Port, caller: Option<u16>) -> Result<String, Reason> {
         let explained =
             self.0.call(|node, _, _| node.explain_inbound(peer, &port.service, caller, port.protocol, port.port));
@@ -166,6 +185,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         endpoint: Some(endpoint.parse().unwrap()),
         keepalive_seconds: Some(25),
         stock: false,
+        hub: false,
     };
     let mapping = |service: &str| Mapping {
         service: service.parse().unwrap(),
@@ -182,7 +202,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         clients: Vec::new(),
         exposures: Vec::new(),
         mappings: vec![mapping(&format!("*.{peer_site}"))],
-        relay: RelayRates::default(),
+        hub: None,
     }
 }
 

@@ -228,6 +228,7 @@ impl Agent {
     async fn configure(&self, settings: Settings) -> Result<(), Refused> {
         let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
         self.peers_changed.store(true, Ordering::Relaxed);
+        self.control.attendance_changed();
         Ok(configured?)
     }
 

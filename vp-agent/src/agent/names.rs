@@ -51,6 +51,7 @@ pub(super) fn peer_of(event: &Event) -> Option<PeerId> {
         | Event::Released(_)
         | Event::Control { .. }
         | Event::OfferChanged(_)
+        | Event::IntroductionsChanged(_)
         | Event::PresencesChanged => None,
     }
 }

@@ -103,6 +103,7 @@ impl Running {
             }
             Event::Control { .. }
             | Event::OfferChanged(_)
+            | Event::IntroductionsChanged(_)
             | Event::FlowOpened(_)
             | Event::FlowClosed { .. }
             | Event::Denied(_) => {}
@@ -128,6 +129,7 @@ impl Running {
             | Event::Control { .. }
             | Event::PeerMoved { .. }
             | Event::OfferChanged(_)
+            | Event::IntroductionsChanged(_)
             | Event::PresencesChanged => None,
         }
     }
@@ -136,7 +138,9 @@ impl Running {
         let (Notice::Opened(peer)
         | Notice::Closed(peer)
         | Notice::OfferTaken { peer, .. }
-        | Notice::OfferRefused { peer, .. }) = notice;
+        | Notice::OfferRefused { peer, .. }
+        | Notice::Introduced { hub: peer, .. }
+        | Notice::IntroductionsRefused { hub: peer, .. }) = notice;
         if self.names.of(peer).is_none() {
             self.names.ask(&self.agent.handle).await;
         }
@@ -146,6 +150,11 @@ impl Running {
             Notice::Closed(_) => tracing::info!("peer {site}: the control channel is closed"),
             Notice::OfferTaken { services, .. } => {
                 tracing::info!("peer {site}: its offer was taken, services: {services}")
+            }
+            Notice::Introduced { sites, .. } => tracing::info!("hub {site} told of other sites: {sites}"),
+            Notice::IntroductionsRefused { reason, .. } => {
+                tracing::warn!("hub {site}: what it told of other sites was refused: {reason}");
+                self.agent.tell("introductions-refused", format!("{site}: {reason}"));
             }
             Notice::OfferRefused { reason, .. } => {
                 tracing::warn!("peer {site}: its offer was refused: {reason}");

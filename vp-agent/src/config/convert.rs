@@ -22,6 +22,8 @@ use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 const INTERFACE: &str = "vp0";
+/// For NATs, and so that a hub knows soon where a site is. The usual one of WireGuard.
+const HUB_KEEPALIVE_SECONDS: u16 = 25;
 const STATE_DIR: &str = "/var/lib/vp";
 const SOCKET: &str = "/run/vp/agent.sock";
 /// What WireGuard uses over an Ethernet of 1500 and IPv6: 1500 less 40, 8, 16 and 16.
@@ -74,8 +76,8 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         r.warn(text.referenced, format!("metrics: {address} is not loopback, and whoever reaches it may read them"));
     }
     let (exposures, mappings) = (Vec::new(), Vec::new());
-    let relay = RelayRates::default();
-    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, relay };
+    let hub = r.hub(file.hub.as_ref())?;
+    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
@@ -265,17 +267,32 @@ impl Reader<'_> {
                 endpoints.push((name.clone(), text.value.clone()));
             }
             let groups = peer.groups.iter().flatten().map(|group| self.text("groups", group, Name::new));
+            let is_hub = peer.hub.unwrap_or(false);
+            if is_hub && peer.stock == Some(true) {
+                let message = format!("hub: {name} is a stock peer, which has no agent, expected one of hub and stock");
+                return Err(self.fail(peer.site.referenced, message));
+            }
+            let keepalive = self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?;
             let settings = PeerSettings {
                 identity: Identity { site: name, tenant: None, groups: groups.collect::<Result<_>>()? },
                 public_key,
                 preshared_key: self.preshared_key(peer.preshared_key_file.as_ref())?,
                 endpoint: address,
-                keepalive_seconds: self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?,
+                keepalive_seconds: keepalive.or(is_hub.then_some(HUB_KEEPALIVE_SECONDS)),
                 stock: peer.stock.unwrap_or(false),
+                hub: is_hub,
             };
             read.push(settings);
         }
         Ok((read, endpoints))
+    }
+
+    fn hub(&self, hub: Option<&file::Hub>) -> Result<Option<RelayRates>> {
+        let Some(hub) = hub else { return Ok(None) };
+        let Some(relay) = &hub.relay else { return Ok(Some(RelayRates::default())) };
+        let site = self.optional("hub.relay.site", relay.site.as_ref(), values::rate)?;
+        let tenant = self.optional("hub.relay.tenant", relay.tenant.as_ref(), values::rate)?;
+        Ok(Some(RelayRates { site, tenant }))
     }
 
     fn preshared_key(&mut self, text: Option<&Text>) -> Result<Option<[u8; 32]>> {

@@ -21,6 +21,7 @@ pub struct File {
     pub socket: Option<Text>,
     pub pool: Spanned<Vec<Text>>,
     pub reach: Option<Spanned<Reach>>,
+    pub hub: Option<Hub>,
     pub peers: Option<Vec<Spanned<Peer>>>,
     pub clients: Option<Vec<Spanned<Client>>>,
     pub expose: Option<Vec<Spanned<Expose>>>,
@@ -40,6 +41,21 @@ pub struct Peer {
     pub keepalive: Option<Text>,
     pub groups: Option<Vec<Text>>,
     pub stock: Option<bool>,
+    pub hub: Option<bool>,
+}
+
+/// Its presence alone makes the agent a hub.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hub {
+    pub relay: Option<Relay>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    pub site: Option<Text>,
+    pub tenant: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

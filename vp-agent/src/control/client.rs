@@ -1,6 +1,7 @@
 //! Calls the peer's control service as long as the peer is up, and hands each of its offers to the node. Whatever
 //! happens to the channel, the last good offer stays until a better one comes.
 
+use super::attend;
 use super::connection::{Connection, Wire};
 use super::link::Link;
 use super::offer::{self, MESSAGE_BYTES_MAX, Refusal};
@@ -22,8 +23,9 @@ use tonic::{Code, Request, Status, Streaming};
 use tracing::debug;
 use vp::addr::PeerId;
 use vp::catalogue::Offer;
-use vp_proto::control::OffersRequest;
+use vp::hub::Attendance;
 use vp_proto::control::control_client::ControlClient;
+use vp_proto::control::{Introductions, OffersRequest};
 
 /// Names nobody: the connection is there already.
 const AUTHORITY: &str = "http://agent.invalid";
@@ -37,6 +39,10 @@ const FIRST_OFFER_SECONDS_MAX: u64 = 60;
 /// Between attempts, doubled each time up to the second.
 const RETRY_MS: u64 = 250;
 const RETRY_MS_MAX: u64 = 15_000;
+/// Between two things said to a hub, and how often it is seen whether there is more even if nobody says so: the host's own
+/// address may be another.
+const SAID_PAUSE: Duration = Duration::from_millis(200);
+const SAID_REVIEW: Duration = Duration::from_secs(30);
 /// After a refused offer: each is a line in the audit log.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// After an offer was taken, and more for each of its services: applying one holds packets up (30 us a service where all
@@ -51,6 +57,8 @@ pub struct Client<L> {
     pub notices: Notices,
     /// For the operator's own questions; none while the channel is closed.
     pub channel: watch::Sender<Option<ControlClient<Channel>>>,
+    /// What this site says to a hub may have changed.
+    pub attendance: watch::Receiver<()>,
     pub jitter: u64,
     /// Why the last offer was refused, if it was: said once, not at every attempt.
     pub refused: Option<String>,
@@ -98,9 +106,27 @@ impl<L: Link> Client<L> {
         let channel = self.open(wire).await?;
         let mut offers = self.ask_for_offers(channel.clone()).await?;
         let first = timeout(Duration::from_secs(FIRST_OFFER_SECONDS_MAX), offers.message()).await;
-        let mut next = first.map_err(|_| Ended::Silent)??.ok_or(Ended::Closed)?;
-        let _ = self.channel.send_replace(Some(ControlClient::new(channel)));
+        let next = first.map_err(|_| Ended::Silent)??.ok_or(Ended::Closed)?;
+        let _ = self.channel.send_replace(Some(ControlClient::new(channel.clone())));
         self.notices.tell(Notice::Opened(self.peer));
+        let attending = Attending {
+            hub: self.peer,
+            link: self.link.clone(),
+            notices: self.notices.clone(),
+            attendance: self.attendance.clone(),
+        };
+        tokio::select! {
+            ended = self.follow_offers(offers, next, had_offer) => ended,
+            ended = attending.run(channel) => ended,
+        }
+    }
+
+    async fn follow_offers(
+        &mut self,
+        mut offers: Streaming<Result<Offer, Refusal>>,
+        mut next: Result<Offer, Refusal>,
+        had_offer: &mut bool,
+    ) -> Result<std::convert::Infallible, Ended> {
         loop {
             // Of several offers that came since, only the last counts.
             while let Some(newer) = offers.message().now_or_never() {
@@ -163,6 +189,67 @@ impl<L: Link> Client<L> {
         self.jitter ^= self.jitter << 17;
         let most = RETRY_MS.saturating_mul(1 << attempts.min(16)).min(RETRY_MS_MAX);
         Duration::from_millis(most / 2 + self.jitter % (most / 2))
+    }
+}
+
+/// What a site says to its hub and hears from it, over one connection.
+struct Attending<L> {
+    hub: PeerId,
+    link: L,
+    notices: Notices,
+    attendance: watch::Receiver<()>,
+}
+
+impl<L: Link> Attending<L> {
+    /// For ever, if the peer is no hub.
+    async fn run(mut self, channel: Channel) -> Result<std::convert::Infallible, Ended> {
+        if !self.link.is_hub(self.hub).await {
+            return std::future::pending().await;
+        }
+        let mut client = ControlClient::new(channel).max_decoding_message_size(attend::INTRODUCTIONS_BYTES_MAX);
+        loop {
+            self.attendance.mark_unchanged();
+            let said = self.link.attendance(self.hub).await;
+            let asked = client.attend(attend::write_attendance(said.clone(), offer::VERSION));
+            let mut told = match within_step(asked).await? {
+                Err(status) if status.code() == Code::Unimplemented => {
+                    let reason = "it is no hub".to_owned();
+                    self.notices.tell(Notice::IntroductionsRefused { hub: self.hub, reason });
+                    return std::future::pending().await;
+                }
+                answer => answer?.into_inner(),
+            };
+            while !self.has_more_to_say(&said, &mut told).await? {}
+            // Not more often than the hub answers.
+            sleep(SAID_PAUSE).await;
+        }
+    }
+
+    /// Takes what the hub tells next. True when this site has something else to say.
+    async fn has_more_to_say(&mut self, said: &Attendance, told: &mut Streaming<Introductions>) -> Result<bool, Ended> {
+        tokio::select! {
+            message = told.message() => {
+                let message = message?.ok_or(Ended::Closed)?;
+                self.take(&message).await;
+                Ok(false)
+            }
+            _ = self.attendance.changed() => Ok(self.link.attendance(self.hub).await != *said),
+            () = sleep(SAID_REVIEW) => Ok(self.link.attendance(self.hub).await != *said),
+        }
+    }
+
+    async fn take(&self, message: &Introductions) {
+        let hub = self.hub;
+        match attend::read_introductions(message) {
+            Ok(introductions) => {
+                let sites = introductions.sites.len();
+                self.link.introduce(hub, introductions).await;
+                self.notices.tell(Notice::Introduced { hub, sites });
+            }
+            Err(refusal) => self.notices.tell(Notice::IntroductionsRefused { hub, reason: refusal.to_string() }),
+        }
+        // What comes meanwhile is one message: the hub looks anew when this one was read.
+        sleep(TAKEN_PAUSE).await;
     }
 }
 

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use vp::addr::{Name, PeerId, Protocol};
 use vp::catalogue::Offer;
-use vp::node::{OfferError, Reason};
+use vp::hub::Attendance;
+use vp::node::{Introductions, OfferError, Reason};
 
 /// A port of a service, as a peer names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +29,21 @@ pub trait Link: Clone + Send + Sync + 'static {
 
     /// What the peer offers to this site now.
     fn set_offer(&self, peer: PeerId, offer: Offer) -> impl Future<Output = Result<(), OfferError>> + Send;
+
+    /// Whether the peer is a hub of this site's.
+    fn is_hub(&self, peer: PeerId) -> impl Future<Output = bool> + Send;
+
+    /// What this site has to say to that hub now.
+    fn attendance(&self, hub: PeerId) -> impl Future<Output = Attendance> + Send;
+
+    /// Whom that hub tells this site of now.
+    fn introduce(&self, hub: PeerId, introductions: Introductions) -> impl Future<Output = ()> + Send;
+
+    /// What a site of this hub's says now. False if this gateway is no hub.
+    fn attend(&self, peer: PeerId, attendance: Attendance) -> impl Future<Output = bool> + Send;
+
+    /// Whom this hub tells that site of now.
+    fn introductions(&self, peer: PeerId) -> impl Future<Output = Introductions> + Send;
 
     /// What this gateway would decide about a call of the peer's caller (none: any host of its site): the rule that
     /// allows it, or why not.

@@ -3,6 +3,7 @@
 //!
 //! It opens no port of the host, decides nothing about packets, and keeps nothing: offers belong to the node.
 
+mod attend;
 mod client;
 mod connection;
 mod link;
@@ -16,7 +17,7 @@ pub use link::{Link, Target};
 
 use client::Client;
 use connection::Wire;
-use server::Changes;
+use server::Announcements;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,6 +58,16 @@ pub enum Notice {
         peer: PeerId,
         reason: String,
     },
+    /// A hub told of so many sites that this one may deal with.
+    Introduced {
+        hub: PeerId,
+        sites: usize,
+    },
+    /// What a hub told was bad, and what it told before stays; `reason` is one line, safe to print.
+    IntroductionsRefused {
+        hub: PeerId,
+        reason: String,
+    },
 }
 
 /// All peers' channels.
@@ -70,6 +81,8 @@ struct Shared<L> {
     notices: Notices,
     peers: Mutex<Peers>,
     packets_lost: AtomicU64,
+    /// What this site says to its hubs may have changed.
+    attendance: watch::Sender<()>,
 }
 
 struct Peers {
@@ -80,7 +93,7 @@ struct Peers {
 /// One peer's channel; it ends when this is dropped.
 struct Peer {
     packets: mpsc::Sender<Vec<u8>>,
-    changes: Arc<watch::Sender<Changes>>,
+    announcements: Arc<Announcements>,
     hurry: Arc<Notify>,
     channel: watch::Receiver<Option<ControlClient<Channel>>>,
     task: JoinHandle<()>,
@@ -123,12 +136,9 @@ impl<L: Link> Control<L> {
     pub fn start(link: L, seed: u64) -> (Self, mpsc::Receiver<Notice>) {
         let (notices, read) = mpsc::channel(NOTICES_MAX);
         let peers = Mutex::new(Peers { channels: BTreeMap::new(), random: seed });
-        (
-            Self {
-                shared: Arc::new(Shared { link, notices: Notices(notices), peers, packets_lost: AtomicU64::new(0) }),
-            },
-            read,
-        )
+        let (packets_lost, attendance) = (AtomicU64::new(0), watch::Sender::default());
+        let shared = Shared { link, notices: Notices(notices), peers, packets_lost, attendance };
+        (Self { shared: Arc::new(shared) }, read)
     }
 
     /// Takes what concerns the control channel and leaves the rest. Called within the runtime.
@@ -144,11 +154,21 @@ impl<L: Link> Control<L> {
             }
             Event::OfferChanged(peer) => {
                 if let Some(channel) = self.peers().channels.get(peer) {
-                    server::announce(&channel.changes);
+                    channel.announcements.offer.announce();
+                }
+            }
+            Event::IntroductionsChanged(peer) => {
+                if let Some(channel) = self.peers().channels.get(peer) {
+                    channel.announcements.introductions.announce();
                 }
             }
             _ => {}
         }
+    }
+
+    /// What this site wants of others, or allows them, is perhaps not what it was.
+    pub fn attendance_changed(&self) {
+        self.shared.attendance.send_replace(());
     }
 
     /// Packets of peers that found no room or nobody to take them.
@@ -227,12 +247,13 @@ impl<L: Link> Control<L> {
     fn open(&self, peer: PeerId, seed: u64) -> Peer {
         let (packets, taken) = mpsc::channel(PACKETS_MAX);
         let (channel, open) = watch::channel(None);
-        let changes = Arc::new(watch::Sender::default());
+        let announcements = Arc::new(Announcements::default());
         let hurry = Arc::new(Notify::new());
         let (link, notices) = (self.shared.link.clone(), self.shared.notices.clone());
-        let client = Client { peer, link, notices, channel, jitter: seed | 1, refused: None };
-        let task = run(client, taken, changes.clone(), hurry.clone(), seed);
-        Peer { packets, changes, hurry, channel: open, task: tokio::spawn(task) }
+        let attendance = self.shared.attendance.subscribe();
+        let client = Client { peer, link, notices, channel, attendance, jitter: seed | 1, refused: None };
+        let task = run(client, taken, announcements.clone(), hurry.clone(), seed);
+        Peer { packets, announcements, hurry, channel: open, task: tokio::spawn(task) }
     }
 
     fn peers(&self) -> MutexGuard<'_, Peers> {
@@ -262,7 +283,7 @@ impl Notices {
 async fn run<L: Link>(
     client: Client<L>,
     packets: mpsc::Receiver<Vec<u8>>,
-    changes: Arc<watch::Sender<Changes>>,
+    announcements: Arc<Announcements>,
     hurry: Arc<Notify>,
     seed: u64,
 ) {
@@ -274,7 +295,7 @@ async fn run<L: Link>(
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     tokio::select! {
         () = wire.run(peer, &link, packets, accepted, &hurry) => {}
-        () = server::run(peer, &link, changes, incoming) => {}
+        () = server::run(peer, &link, announcements, incoming) => {}
         () = client.run(&wire, &hurry) => {}
     }
 }

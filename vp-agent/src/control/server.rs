@@ -3,7 +3,7 @@
 
 use super::connection::Connection;
 use super::link::{Link, Target};
-use super::offer;
+use super::{attend, offer};
 use futures_util::stream::{self, Stream, StreamExt};
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +17,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 use vp::addr::{Name, PeerId, Protocol, wire};
-use vp::catalogue::Offer;
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
-use vp_proto::control::{ExplainRequest, ExplainResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse};
+use vp_proto::control::{
+    Attendance, ExplainRequest, ExplainResponse, Introductions, OffersRequest, ProbeOutcome, ProbeRequest,
+    ProbeResponse,
+};
 
-/// Requests are a few names and numbers.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// Most requests are a few names and numbers; the largest is a site's attendance.
+const REQUEST_BYTES_MAX: usize = attend::ATTENDANCE_BYTES_MAX;
 const HEADER_BYTES_MAX: u32 = 8 * 1024;
 /// An agent has one stream of offers open and asks one thing at a time for its operator.
 const STREAMS_MAX: u32 = 16;
@@ -34,34 +36,62 @@ const PROBES_MAX: usize = 4;
 const PROBE_SECONDS_MAX: u64 = 3;
 /// For everything but a stream of offers; a probe takes longest.
 const ANSWER_SECONDS_MAX: u64 = 10;
-/// The offer is looked at anew that often even if no change was announced.
+/// A state is looked at anew that often even if no change was announced.
 const REVIEW_SECONDS: u64 = 30;
 
-/// What makes the streams of offers move on.
+/// What makes the peer's streams move on.
+#[derive(Default, Debug)]
+pub struct Announcements {
+    /// The offer may have changed.
+    pub offer: Announcement,
+    /// Whom the peer is introduced to may have changed.
+    pub introductions: Announcement,
+}
+
+#[derive(Default, Debug)]
+pub struct Announcement(watch::Sender<Changes>);
+
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Changes {
-    /// Counts announced changes of the offer.
-    offer: u64,
+struct Changes {
+    announced: u64,
     /// The newest stream; those before it end.
     stream: u64,
 }
 
-/// Announces that the offer may have changed.
-pub fn announce(changes: &watch::Sender<Changes>) {
-    changes.send_modify(|changes| changes.offer += 1);
+impl Announcement {
+    pub fn announce(&self) {
+        self.0.send_modify(|changes| changes.announced += 1);
+    }
+
+    /// A stream of what `fetch` gives: now, and whenever it is another after an announcement.
+    fn stream<M, F>(&self, fetch: impl Fn() -> F + Send + 'static) -> States<M>
+    where
+        M: Clone + PartialEq + Send + 'static,
+        F: Future<Output = M> + Send + 'static,
+    {
+        let mut stream = 0;
+        self.0.send_modify(|changes| {
+            changes.stream += 1;
+            stream = changes.stream;
+        });
+        let feed = Feed { fetch, changes: self.0.subscribe(), stream, last: None };
+        Box::pin(stream::unfold(feed, Feed::next))
+    }
 }
+
+type States<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 /// Serves the connections the peer opens, until no more can come.
 pub async fn run<L: Link>(
     peer: PeerId,
     link: &L,
-    changes: Arc<watch::Sender<Changes>>,
+    announcements: Arc<Announcements>,
     accepted: mpsc::Receiver<Connection>,
 ) {
     let service = Service {
         peer,
         link: link.clone(),
-        changes,
+        announcements,
         requests: Mutex::new(Bucket::new(REQUESTS_A_SECOND, REQUESTS_AT_ONCE, Instant::now().into_std())),
         probes: Semaphore::new(PROBES_MAX),
     };
@@ -79,7 +109,7 @@ pub async fn run<L: Link>(
 struct Service<L> {
     peer: PeerId,
     link: L,
-    changes: Arc<watch::Sender<Changes>>,
+    announcements: Arc<Announcements>,
     requests: Mutex<Bucket>,
     probes: Semaphore,
 }
@@ -96,24 +126,38 @@ impl<L> Service<L> {
 
 #[tonic::async_trait]
 impl<L: Link> Control for Service<L> {
-    type OffersStream = Pin<Box<dyn Stream<Item = Result<vp_proto::control::Offer, Status>> + Send>>;
+    type OffersStream = States<vp_proto::control::Offer>;
+    type AttendStream = States<Introductions>;
 
     async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Self::OffersStream>, Status> {
         self.admit()?;
         let OffersRequest { versions, agent } = request.into_inner();
-        if !versions.contains(&offer::VERSION) {
-            return Err(Status::failed_precondition(format!("this agent speaks version {}", offer::VERSION)));
-        }
+        speaks(&versions)?;
         let agent: String = agent.chars().take(80).collect();
         debug!(peer = self.peer.0, ?agent, "asks for offers");
-        let mut stream = 0;
-        self.changes.send_modify(|changes| {
-            changes.stream += 1;
-            stream = changes.stream;
-        });
-        let feed =
-            Feed { peer: self.peer, link: self.link.clone(), changes: self.changes.subscribe(), stream, last: None };
-        Ok(Response::new(Box::pin(stream::unfold(feed, Feed::next))))
+        let (link, peer) = (self.link.clone(), self.peer);
+        let fetch = move || {
+            let link = link.clone();
+            async move { offer::to_message(link.offer(peer).await) }
+        };
+        Ok(Response::new(self.announcements.offer.stream(fetch)))
+    }
+
+    async fn attend(&self, request: Request<Attendance>) -> Result<Response<Self::AttendStream>, Status> {
+        self.admit()?;
+        let attendance = request.into_inner();
+        speaks(&attendance.versions)?;
+        let attendance = attend::read_attendance(&attendance);
+        let attendance = attendance.map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
+        if !self.link.attend(self.peer, attendance).await {
+            return Err(Status::unimplemented("this agent is no hub"));
+        }
+        let (link, peer) = (self.link.clone(), self.peer);
+        let fetch = move || {
+            let link = link.clone();
+            async move { attend::write_introductions(link.introductions(peer).await, offer::VERSION) }
+        };
+        Ok(Response::new(self.announcements.introductions.stream(fetch)))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
@@ -150,27 +194,26 @@ impl<L: Link> Control for Service<L> {
     }
 }
 
-/// One stream of offers. It looks at the offer only when the message before was taken, so changes that come faster
-/// than the peer reads become one.
-struct Feed<L> {
-    peer: PeerId,
-    link: L,
+/// One stream of states. It looks at the state only when the message before was taken, so changes that come faster than the
+/// peer reads become one.
+struct Feed<M, F> {
+    fetch: F,
     changes: watch::Receiver<Changes>,
     stream: u64,
-    last: Option<Offer>,
+    last: Option<M>,
 }
 
-impl<L: Link> Feed<L> {
-    async fn next(mut self) -> Option<(Result<vp_proto::control::Offer, Status>, Self)> {
+impl<M: Clone + PartialEq, F: Fn() -> A, A: Future<Output = M>> Feed<M, F> {
+    async fn next(mut self) -> Option<(Result<M, Status>, Self)> {
         loop {
             let newest = self.changes.borrow_and_update().stream;
             if newest != self.stream {
                 return None;
             }
-            let offer = self.link.offer(self.peer).await;
-            if self.last.as_ref() != Some(&offer) {
-                self.last = Some(offer.clone());
-                return Some((Ok(offer::to_message(offer)), self));
+            let state = (self.fetch)().await;
+            if self.last.as_ref() != Some(&state) {
+                self.last = Some(state.clone());
+                return Some((Ok(state), self));
             }
             match timeout(Duration::from_secs(REVIEW_SECONDS), self.changes.changed()).await {
                 Ok(Ok(())) | Err(_) => {}
@@ -178,6 +221,13 @@ impl<L: Link> Feed<L> {
                 Ok(Err(_)) => return None,
             }
         }
+    }
+}
+
+fn speaks(versions: &[u32]) -> Result<(), Status> {
+    match versions.contains(&offer::VERSION) {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!("this agent speaks version {}", offer::VERSION))),
     }
 }
 

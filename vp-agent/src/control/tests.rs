@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
-use vp::node::OfferError;
+use vp::hub::Attendance;
+use vp::node::{Introduction, Introductions, OfferError};
 
 /// Each side has one peer: the other.
 const PEER: PeerId = PeerId(7);
@@ -29,6 +30,12 @@ struct Site {
     offer: Mutex<Offer>,
     /// What the peer offers, as last taken.
     taken: watch::Sender<Option<Offer>>,
+    is_hub: bool,
+    is_hubs_site: bool,
+    says: Mutex<Attendance>,
+    heard: watch::Sender<Option<Attendance>>,
+    tells: Mutex<Introductions>,
+    told: watch::Sender<Option<Introductions>>,
     target: Option<IpAddr>,
     verdict: Result<String, Reason>,
     weather: Mutex<Weather>,
@@ -77,6 +84,27 @@ impl Link for TestLink {
         Ok(())
     }
 
+    async fn is_hub(&self, _: PeerId) -> bool {
+        self.0.is_hubs_site
+    }
+
+    async fn attendance(&self, _: PeerId) -> Attendance {
+        self.0.says.lock().unwrap().clone()
+    }
+
+    async fn introduce(&self, _: PeerId, introductions: Introductions) {
+        self.0.told.send_replace(Some(introductions));
+    }
+
+    async fn attend(&self, _: PeerId, attendance: Attendance) -> bool {
+        self.0.heard.send_replace(Some(attendance));
+        self.0.is_hub
+    }
+
+    async fn introductions(&self, _: PeerId) -> Introductions {
+        self.0.tells.lock().unwrap().clone()
+    }
+
     async fn explain(&self, _: PeerId, _: Target, caller: Option<u16>) -> Result<String, Reason> {
         self.0.verdict.clone().map(|rule| format!("{rule} {caller:?}"))
     }
@@ -92,6 +120,12 @@ impl Site {
             is_stock_peer: false,
             offer: Mutex::default(),
             taken: watch::Sender::new(None),
+            is_hub: false,
+            is_hubs_site: false,
+            says: Mutex::default(),
+            heard: watch::Sender::new(None),
+            tells: Mutex::default(),
+            told: watch::Sender::new(None),
             target: None,
             verdict: Err(Reason::NotExposed),
             weather: Mutex::new(FAIR),
@@ -155,6 +189,10 @@ impl Agent {
 
     fn weather(&self, weather: Weather) {
         *self.site.weather.lock().unwrap() = weather;
+    }
+
+    fn is_told(&self) -> Option<Introductions> {
+        self.site.told.borrow().clone()
     }
 
     fn sent(&self) -> u64 {
@@ -483,4 +521,50 @@ async fn garbage_on_every_connection_does_no_harm() {
     b.has(&many(2)).await;
     a.has(&Offer::default()).await;
     assert!(a.notices.try_recv().is_ok(), "and is called by the other");
+}
+
+fn attendance(wants: &str) -> Attendance {
+    Attendance { wants: [name(wants)].into(), ..Attendance::default() }
+}
+
+fn introductions(site: &str) -> Introductions {
+    let binding = vp::addr::Binding::new(7).unwrap();
+    let site = Introduction { site: name(site), public_key: [7; 32], binding, addresses: Vec::new() };
+    Introductions { seen: Some("192.0.2.1:1".parse().unwrap()), sites: vec![site] }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_site_says_whom_it_wants_and_hears_of_them_and_both_follow_changes() {
+    let hub = Site { is_hub: true, tells: Mutex::new(introductions("cloud")), ..Site::new(1) };
+    let site = Site { is_hubs_site: true, says: Mutex::new(attendance("cloud")), ..Site::new(2) };
+    let (hub, mut site) = pair(hub, site);
+    site.hears(|notice| matches!(notice, Notice::Introduced { sites: 1, .. })).await;
+    assert_eq!(site.is_told(), Some(introductions("cloud")));
+    assert_eq!(*hub.site.heard.borrow(), Some(attendance("cloud")));
+
+    *site.site.says.lock().unwrap() = attendance("depot");
+    site.control.attendance_changed();
+    let mut heard = hub.site.heard.subscribe();
+    let heard = heard.wait_for(|heard| *heard == Some(attendance("depot")));
+    assert!(timeout(Duration::from_secs(5), heard).await.is_ok());
+
+    *hub.site.tells.lock().unwrap() = introductions("depot");
+    hub.control.handle_event(&Event::IntroductionsChanged(PEER));
+    let mut told = site.site.told.subscribe();
+    let told = told.wait_for(|told| *told == Some(introductions("depot")));
+    assert!(timeout(Duration::from_secs(5), told).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_no_hub_says_so_once_and_its_offers_go_on() {
+    let (other, mut site) = pair(Site::new(1), Site { is_hubs_site: true, ..Site::new(2) });
+    let refused = site.hears(|notice| matches!(notice, Notice::IntroductionsRefused { .. })).await;
+    assert_eq!(refused, Notice::IntroductionsRefused { hub: PEER, reason: "it is no hub".to_owned() });
+    let offer = Offer { services: vec![service("web", 2)], callers: Vec::new() };
+    other.offers(offer.clone());
+    site.has(&offer).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    while let Ok(notice) = site.notices.try_recv() {
+        assert!(!matches!(notice, Notice::IntroductionsRefused { .. } | Notice::Closed(_)), "{notice:?}");
+    }
 }

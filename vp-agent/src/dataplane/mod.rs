@@ -40,6 +40,7 @@ pub struct Handle {
     workers: Arc<[Reach]>,
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
+    port: u16,
 }
 
 /// One worker, as others reach it.
@@ -100,6 +101,12 @@ impl Handle {
         &self.counters
     }
 
+    /// Of the UDP sockets.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// What each worker took of the processor, the first one first.
     #[must_use]
     pub fn worker_times(&self) -> Vec<Duration> {
@@ -139,7 +146,8 @@ pub fn start(plane: DataPlane) -> io::Result<(Handle, async_mpsc::Receiver<Event
     let reach = |_: &Queue| Waker::new().map(|waker| Reach { waker, clock: OnceLock::new() });
     let workers: Arc<[Reach]> = plane.queues.iter().map(reach).collect::<io::Result<_>>()?;
     let (counters, stop) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
-    let handle = Handle { commands, workers, counters, stop };
+    let port = plane.queues.first().ok_or(io::ErrorKind::InvalidInput)?.udp.local_address()?.port();
+    let handle = Handle { commands, workers, counters, stop, port };
     let shared = Arc::new(Shared::new(plane.node, plane.journal, events, handle.clone()));
     let (mut first, mut others) = (Some(inbox), Vec::new());
     // The first one last: it waits for the others at its end.

@@ -132,6 +132,7 @@ impl Shared {
                 | Event::PeerDown(_)
                 | Event::PeerMoved { .. }
                 | Event::OfferChanged(_)
+                | Event::IntroductionsChanged(_)
                 | Event::PresencesChanged => 0,
                 Event::Control { .. } => KEPT_FROM_CONTROL,
                 Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => {

@@ -9,7 +9,7 @@ use std::process::Command as Program;
 use std::sync::Mutex;
 use std::time::Duration;
 use vp::addr::{Family, Holder, Name, PeerId, Pool};
-use vp::node::{RelayRates, Settings};
+use vp::node::Settings;
 use vp::packet::{Offload, Packet};
 use vp::tunnel::PEER_BYTE;
 use x25519_dalek::StaticSecret;
@@ -31,7 +31,7 @@ fn settings() -> Settings {
         clients: Vec::new(),
         exposures: Vec::new(),
         mappings: Vec::new(),
-        relay: RelayRates::default(),
+        hub: None,
     }
 }
 

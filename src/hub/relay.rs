@@ -1,4 +1,4 @@
-//! A hub's relay: whose datagrams are passed on to whom. Two sites that may talk are bound: each is given a number for the
+//! Whose datagrams are passed on to whom. Two sites that may talk are bound: each is given a number for the
 //! other, which it writes into its datagrams, and which it finds in those that come from the other.
 //!
 //! It has no key that opens them and never looks into them. It passes on only what comes from the address where the hub's own
@@ -23,7 +23,7 @@ pub enum RelayError {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("a site may be bound to {BINDINGS_MAX} others")]
-pub struct TooManyBindings;
+pub(super) struct TooManyBindings;
 
 /// What a datagram is to become.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +35,7 @@ pub struct Onward {
 }
 
 #[derive(Debug)]
-pub struct Relay {
+pub(super) struct Relay {
     sites: BTreeMap<PeerId, Site>,
     by_address: HashMap<SocketAddr, PeerId, FixedState>,
     random: u64,
@@ -50,7 +50,6 @@ struct Site {
 }
 
 impl Relay {
-    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self { sites: BTreeMap::new(), by_address: HashMap::with_hasher(FixedState::with_seed(seed)), random: seed | 1 }
     }
@@ -81,16 +80,14 @@ impl Relay {
     }
 
     /// What each of the two knows the other by.
-    #[must_use]
     pub fn binding(&self, one: PeerId, other: PeerId) -> Option<(Binding, Binding)> {
         let of = |site: PeerId, end: PeerId| self.sites.get(&site)?.by_site.get(&end).copied();
         Some((of(one, other)?, of(other, one)?))
     }
 
-    /// Whether the site was ever bound.
-    #[must_use]
-    pub fn knows(&self, site: PeerId) -> bool {
-        self.sites.contains_key(&site)
+    /// Where the site is.
+    pub fn address(&self, site: PeerId) -> Option<SocketAddr> {
+        self.sites.get(&site)?.address
     }
 
     /// Where the hub's own tunnel to the site was last authentic; none: it is away.
@@ -114,7 +111,6 @@ impl Relay {
     }
 
     /// What becomes of a datagram with this binding. None if its sender is no site of this hub's: then it is the hub's own.
-    #[must_use]
     pub fn onward(&self, from: SocketAddr, binding: Binding) -> Option<Result<Onward, RelayError>> {
         let from = *self.by_address.get(&from)?;
         let end = self.sites.get(&from)?.ends.get(&binding);

@@ -1,0 +1,145 @@
+//! Two sites behind NATs that only a hub brings together: it introduces them, they find a direct path where there is one, and it
+//! relays what it cannot read where there is none.
+//!
+//! ```text
+//!                               hub
+//!                                |
+//!   plc .2 -- factory -- NAT -- internet -- NAT -- cloud -- web .5
+//! ```
+
+use anyhow::{Context, Result, ensure};
+use netns_tests::server::Content;
+use netns_tests::{
+    Access, Capture, Families, Family, Filtering, HubWorld, Lab, Mapping, Plan, TcpServer, capture, for_each_plan,
+    story, wait_until,
+};
+use std::io::{Read, Write};
+use std::net::IpAddr;
+use std::time::Duration;
+
+const OPEN: Access = Access::Nat(Mapping::EndpointIndependent, Filtering::EndpointIndependent);
+const RESTRICTED: Access = Access::Nat(Mapping::EndpointIndependent, Filtering::AddressDependent);
+const HOME: Access = Access::HOME_NAT;
+const SYMMETRIC: Access = Access::SYMMETRIC_NAT;
+const PUBLIC: Access = Access::Direct;
+
+/// Datagrams that must have tried a direct way where there is none.
+const TRIES: u64 = 5;
+/// More than the buffers of both hosts hold.
+const DOWNLOAD_BYTES: usize = 24 << 20;
+
+/// A story for each pair of NATs.
+macro_rules! pairs {
+    ($($name:ident: $cloud:ident, $factory:ident, $path:literal;)+) => {
+        $(#[test]
+        fn $name() {
+            story(|lab| meet(lab, $cloud, $factory, $path));
+        })+
+    };
+}
+
+// A NAT with a mapping for each destination cannot be called first (RFC 4787 section 4.1), and one that lets in only whom it called
+// does not let in the port that such a one calls from (section 5).
+pairs! {
+    public_meets_public: PUBLIC, PUBLIC, "direct";
+    public_meets_open: PUBLIC, OPEN, "direct";
+    public_meets_restricted: PUBLIC, RESTRICTED, "direct";
+    public_meets_home: PUBLIC, HOME, "direct";
+    public_meets_symmetric: PUBLIC, SYMMETRIC, "direct";
+    open_meets_open: OPEN, OPEN, "direct";
+    open_meets_restricted: OPEN, RESTRICTED, "direct";
+    open_meets_home: OPEN, HOME, "direct";
+    open_meets_symmetric: OPEN, SYMMETRIC, "direct";
+    restricted_meets_restricted: RESTRICTED, RESTRICTED, "direct";
+    restricted_meets_home: RESTRICTED, HOME, "direct";
+    restricted_meets_symmetric: RESTRICTED, SYMMETRIC, "direct";
+    home_meets_home: HOME, HOME, "direct";
+    home_meets_symmetric: HOME, SYMMETRIC, "relayed";
+    symmetric_meets_symmetric: SYMMETRIC, SYMMETRIC, "relayed";
+}
+
+fn meet(lab: &Lab, cloud: Access, factory: Access, path: &str) -> Result<()> {
+    let world = HubWorld::new(lab, &Plan::named("same", Families::V4)?, cloud, factory)?;
+    let _web = serve(&world)?;
+    let plc = &world.factory.host.namespace;
+    let presence = world.factory.agent.presence("web.cloud")?;
+    let page = plc.curl(presence, "/")?;
+    ensure!(page.starts_with("web of cloud\n"), "{page}");
+    if path == "relayed" {
+        // Both have tried, and their NATs let none of it in.
+        for (station, other) in world.ends() {
+            let access = station.site.access.as_ref().context("no NAT")?;
+            let tried = || Ok(access.unsolicited()? >= TRIES);
+            wait_until(&format!("{other} to try {} straight", station.site.name), tried)?;
+        }
+    }
+    world.wait_path(path)?;
+    let page = plc.curl(presence, "/")?;
+    ensure!(page.starts_with("web of cloud\n"), "{page}");
+    Ok(())
+}
+
+for_each_plan!(a_hub_sees_neither_payload_nor_inner_addresses, v4);
+
+fn a_hub_sees_neither_payload_nor_inner_addresses(lab: &Lab, plan: &Plan) -> Result<()> {
+    let world = HubWorld::new(lab, plan, SYMMETRIC, SYMMETRIC)?;
+    let _web = serve(&world)?;
+    world.wait_path("relayed")?;
+    let presence = world.factory.agent.presence("web.cloud")?;
+    let seen = Capture::start(lab, &world.hub_site.gateway, "wan0")?;
+    let page = world.factory.host.namespace.curl(presence, "/")?;
+    ensure!(page.starts_with("web of cloud\n"), "{page}");
+    let relayed = world.hub.figure("vp_relayed_datagrams_total")?;
+    let seen = seen.stop()?;
+    ensure!(relayed > 10 && seen.len() > 10, "{relayed} datagrams, {} packets", seen.len());
+    ensure!(!capture::contains(&seen, b"web of cloud"), "the hub saw the payload");
+    for host in [&world.factory.host, &world.cloud.host] {
+        for address in &host.addresses {
+            let IpAddr::V4(address) = address else { continue };
+            ensure!(!capture::contains(&seen, &address.octets()), "the hub saw {address}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_download_goes_on_when_a_nat_forgets_everything_and_when_the_hub_is_gone() {
+    story(|lab| {
+        let mut world = HubWorld::new(lab, &Plan::named("same", Families::V4)?, HOME, HOME)?;
+        let _web = serve(&world)?;
+        world.wait_path("direct")?;
+        let presence = world.factory.agent.presence("web.cloud")?;
+        let mut stream = world.factory.host.namespace.tcp((presence, 80))?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        write!(stream, "GET /bytes/{DOWNLOAD_BYTES} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
+        skip_head(&mut stream)?;
+        let mut got = vec![0; DOWNLOAD_BYTES];
+        let (first, rest) = got.split_at_mut(DOWNLOAD_BYTES / 4);
+        stream.read_exact(first)?;
+        for station in [&world.factory, &world.cloud] {
+            station.site.access.as_ref().context("no NAT")?.forget()?;
+        }
+        let (second, rest) = rest.split_at_mut(DOWNLOAD_BYTES / 4);
+        stream.read_exact(second)?;
+        world.wait_path("direct")?;
+        world.hub.kill()?;
+        stream.read_exact(rest)?;
+        ensure!(got == Content::new("web of cloud").take(DOWNLOAD_BYTES), "the download differs");
+        world.hub.start_again(lab)?;
+        world.wait_path("direct")
+    });
+}
+
+fn serve(world: &HubWorld) -> Result<TcpServer> {
+    TcpServer::http(&world.cloud.host.namespace, (world.cloud.address(Family::V4)?, 80), "web of cloud")
+}
+
+fn skip_head(stream: &mut impl Read) -> Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    Ok(())
+}
