@@ -90,6 +90,7 @@ fn settings() -> Settings {
         public_key: PublicKey::from(&key(2)).to_bytes(),
         preshared_key: None,
         endpoint: None,
+        carrier: None,
         keepalive_seconds: None,
         stock: false,
         hub: false,

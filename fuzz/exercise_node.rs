@@ -264,6 +264,7 @@ impl FarEnd {
             public_key: public(GATEWAY_KEY),
             preshared_key: None,
             endpoint: Some("192.0.2.1:51820".parse().expect("address")),
+            carrier: None,
             keepalive_seconds: None,
             held: false,
         };
@@ -368,6 +369,7 @@ fn settings() -> Settings {
         public_key: public(seed),
         preshared_key: None,
         endpoint: None,
+        carrier: None,
         keepalive_seconds: None,
         stock: false,
         hub: false,

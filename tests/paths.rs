@@ -150,6 +150,7 @@ impl World {
                 public_key: PublicKey::from(&secret(1 - site)).to_bytes(),
                 preshared_key: None,
                 endpoint: None,
+                carrier: None,
                 keepalive_seconds: None,
                 held: true,
             };

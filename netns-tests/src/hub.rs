@@ -13,19 +13,37 @@ use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use std::net::SocketAddr;
 
+/// Where the hub takes connections over TLS.
+pub const TLS_PORT: u16 = 443;
+
 pub struct HubWorld {
-    pub internet: Internet,
     pub hub: Agent,
     pub hub_site: Site,
     pub cloud: Station,
     pub factory: Station,
 }
 
+/// How both sites reach the hub.
+#[derive(Clone)]
+pub struct HubSetup {
+    pub cloud: Access,
+    pub factory: Access,
+    /// Further keys of the factory's entry for its hub.
+    pub entry: String,
+    /// UDP does not pass the factory's NAT from the start.
+    pub is_blocked: bool,
+}
+
 impl HubWorld {
     /// The cloud exposes `web` to the factory, which maps it. Neither knows where the other is.
     pub fn new(lab: &Lab, plan: &Plan, cloud: Access, factory: Access) -> Result<Self> {
-        let internet = Internet::new(lab)?;
-        let hub_site = Site::new(lab, "hub", &plan.cloud_lan, &internet, Access::Direct)?;
+        let setup = HubSetup { cloud, factory, entry: String::new(), is_blocked: false };
+        Self::build(lab, plan, &Internet::new(lab)?, &setup)
+    }
+
+    pub fn build(lab: &Lab, plan: &Plan, internet: &Internet, setup: &HubSetup) -> Result<Self> {
+        let HubSetup { cloud, factory, entry, is_blocked } = setup.clone();
+        let hub_site = Site::new(lab, "hub", &plan.cloud_lan, internet, Access::Direct)?;
         let keys = (Key::new()?, Key::new()?, Key::new()?);
         let at: SocketAddr = (hub_site.uplink.v4, PORT).into();
         let known = |site: &str, key: &Key| Peer { site: site.to_owned(), public_key: key.public(), ..Peer::default() };
@@ -34,11 +52,11 @@ impl HubWorld {
             pool: plan.cloud_pool.clone(),
             listen: Some(([0; 4], PORT).into()),
             peers: vec![known("cloud", &keys.1), known("factory", &keys.2)],
-            rest: "hub: {}\n".to_owned(),
+            rest: format!("hub:\n  tls: {{listen: \"0.0.0.0:{TLS_PORT}\"}}\n"),
         };
         let its_hub = Peer { endpoint: Some(at), rest: "hub: true".to_owned(), ..known("hub", &keys.0) };
-        let cloud_site = Site::new(lab, "cloud", &plan.cloud_lan, &internet, cloud)?;
-        let factory_site = Site::new(lab, "factory", &plan.factory_lan, &internet, factory)?;
+        let cloud_site = Site::new(lab, "cloud", &plan.cloud_lan, internet, cloud)?;
+        let factory_site = Site::new(lab, "factory", &plan.factory_lan, internet, factory)?;
         let (web, web_neighbour) = (cloud_site.host(lab, "web", 5)?, cloud_site.host(lab, "neighbour", 6)?);
         let (plc, plc_neighbour) = (factory_site.host(lab, "plc", 2)?, factory_site.host(lab, "neighbour", 6)?);
         let target = web.addresses.first().context("no address")?.to_string();
@@ -51,7 +69,11 @@ impl HubWorld {
         };
         let exposes = expose("web", &format!("\"{target}\""), "tcp/80, icmp", "site:factory", "masquerade");
         let cloud_config = config("cloud", &plan.cloud_pool, known("factory", &keys.2), exposes);
-        let factory_config = config("factory", &plan.factory_pool, known("cloud", &keys.1), map("web.cloud"));
+        let mut factory_config = config("factory", &plan.factory_pool, known("cloud", &keys.1), map("web.cloud"));
+        factory_config.peers[0].rest += &format!("\n{}", entry.replace("{hub}", &hub_site.uplink.v4.to_string()));
+        if let Some(access) = factory_site.access.as_ref().filter(|_| is_blocked) {
+            access.block_udp()?;
+        }
         let start = |site: Site, (host, neighbour): (Host, Host), config: Config, key: Key| {
             let agent = Agent::start(lab, &site.gateway, config, key)?;
             anyhow::Ok(Station { agent, site, host, neighbour })
@@ -59,7 +81,7 @@ impl HubWorld {
         let hub = Agent::start(lab, &hub_site.gateway, hub_config, keys.0)?;
         let cloud = start(cloud_site, (web, web_neighbour), cloud_config, keys.1)?;
         let factory = start(factory_site, (plc, plc_neighbour), factory_config, keys.2)?;
-        let world = Self { internet, hub, hub_site, cloud, factory };
+        let world = Self { hub, hub_site, cloud, factory };
         world.factory.agent.wait_peer("cloud")?;
         world.cloud.agent.wait_peer("factory")?;
         Ok(world)

@@ -51,6 +51,12 @@ impl Internet {
         Ok(Self { namespace, links: AtomicU8::new(0) })
     }
 
+    /// The public IPv4 address of whoever is connected next.
+    #[must_use]
+    pub fn next_v4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(203, 0, 113, 4 * self.links.load(Ordering::Relaxed) + 2)
+    }
+
     /// Connects `machine` by an interface `wan0` with a public address of each family and a default route.
     pub fn connect(&self, machine: &Namespace) -> Result<Uplink> {
         let n = self.links.fetch_add(1, Ordering::Relaxed);

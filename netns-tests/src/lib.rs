@@ -23,7 +23,7 @@ pub mod world;
 
 pub use agent::{Agent, Config, Key, Peer};
 pub use capture::{Capture, Captured};
-pub use hub::{HubWorld, path};
+pub use hub::{HubSetup, HubWorld, TLS_PORT, path};
 pub use internet::{Internet, Uplink};
 pub use lab::{Lab, story};
 pub use namespace::Namespace;

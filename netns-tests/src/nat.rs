@@ -93,6 +93,19 @@ impl AccessBox {
         if self.nat { self.namespace.counter("inet nat", "unsolicited") } else { Ok(0) }
     }
 
+    /// No UDP passes from here on.
+    pub fn block_udp(&self) -> Result<()> {
+        self.namespace.nft(
+            "add table inet block
+             add chain inet block through { type filter hook forward priority -10; }
+             add rule inet block through meta l4proto udp drop",
+        )
+    }
+
+    pub fn unblock_udp(&self) -> Result<()> {
+        self.namespace.nft("delete table inet block")
+    }
+
     /// Forgets every mapping, as a NAT does that was restarted.
     pub fn forget(&self) -> Result<()> {
         self.namespace.sh("conntrack -F").map(drop)

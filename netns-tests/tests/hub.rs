@@ -10,8 +10,8 @@
 use anyhow::{Context, Result, ensure};
 use netns_tests::server::Content;
 use netns_tests::{
-    Access, Capture, Families, Family, Filtering, HubWorld, Lab, Mapping, Plan, TcpServer, capture, for_each_plan,
-    story, wait_until,
+    Access, Capture, Families, Family, Filtering, HubSetup, HubWorld, Internet, Lab, Mapping, Plan, Process, TLS_PORT,
+    TcpServer, capture, for_each_plan, path, story, wait_until,
 };
 use std::io::{Read, Write};
 use std::net::IpAddr;
@@ -23,6 +23,7 @@ const HOME: Access = Access::HOME_NAT;
 const SYMMETRIC: Access = Access::SYMMETRIC_NAT;
 const PUBLIC: Access = Access::Direct;
 
+const PROXY_PORT: u16 = 3128;
 /// Datagrams that must have tried a direct way where there is none.
 const TRIES: u64 = 5;
 /// More than the buffers of both hosts hold.
@@ -127,6 +128,103 @@ fn a_download_goes_on_when_a_nat_forgets_everything_and_when_the_hub_is_gone() {
         ensure!(got == Content::new("web of cloud").take(DOWNLOAD_BYTES), "the download differs");
         world.hub.start_again(lab)?;
         world.wait_path("direct")
+    });
+}
+
+/// The factory's own way to the hub, where UDP does not pass.
+#[derive(Clone, Copy)]
+enum Tls {
+    Straight,
+    /// Through a plain TCP forwarder: nginx `stream`.
+    Forwarder,
+    /// Through a proxy that knows CONNECT: tinyproxy.
+    Proxy,
+}
+
+#[test]
+fn where_udp_does_not_pass_all_goes_over_tls() {
+    story(|lab| without_udp(lab, Tls::Straight));
+}
+
+#[test]
+fn tls_passes_a_tcp_forwarder() {
+    story(|lab| without_udp(lab, Tls::Forwarder));
+}
+
+#[test]
+fn tls_passes_a_connect_proxy() {
+    story(|lab| without_udp(lab, Tls::Proxy));
+}
+
+fn without_udp(lab: &Lab, tls: Tls) -> Result<()> {
+    let internet = Internet::new(lab)?;
+    let between = lab.namespace("between")?;
+    let at = internet.connect(&between)?.v4;
+    let entry = match tls {
+        Tls::Straight => format!("tls: \"{{hub}}:{TLS_PORT}\""),
+        Tls::Forwarder => format!("tls: \"{at}:{TLS_PORT}\""),
+        Tls::Proxy => format!("tls: \"{{hub}}:{TLS_PORT}\"\nproxy: \"{at}:{PROXY_PORT}\""),
+    };
+    // The hub is the next to be connected to this internet.
+    let hub = internet.next_v4();
+    let _helper = match tls {
+        Tls::Straight => None,
+        Tls::Forwarder => {
+            let file = lab.directory().join("nginx.conf");
+            let directory = lab.directory().display();
+            let modules = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;";
+            std::fs::write(
+                &file,
+                format!(
+                    "{modules}\ndaemon off;\npid {directory}/nginx.pid;\nerror_log stderr;\nevents {{}}\n\
+                     stream {{ server {{ listen {TLS_PORT}; proxy_pass {hub}:{TLS_PORT}; }} }}\n"
+                ),
+            )?;
+            Some(Process::start_line(lab, &between, &format!("nginx -c {}", file.display()))?)
+        }
+        Tls::Proxy => {
+            let file = lab.directory().join("tinyproxy.conf");
+            std::fs::write(&file, format!("Port {PROXY_PORT}\nListen {at}\nTimeout 600\nConnectPort {TLS_PORT}\n"))?;
+            Some(Process::start_line(lab, &between, &format!("tinyproxy -d -c {}", file.display()))?)
+        }
+    };
+    let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: true };
+    let world = HubWorld::build(lab, &Plan::named("same", Families::V4)?, &internet, &setup)?;
+    let _web = serve(&world)?;
+    ensure!(path(&world.factory.agent, "hub")? == "tls" && path(&world.factory.agent, "cloud")? == "tls");
+    let presence = world.factory.agent.presence("web.cloud")?;
+    let page = world.factory.host.namespace.curl(presence, "/")?;
+    ensure!(page.starts_with("web of cloud\n"), "{page}");
+    Ok(())
+}
+
+#[test]
+fn a_download_goes_on_over_tls_when_udp_is_blocked_and_back_when_it_opens() {
+    story(|lab| {
+        let entry = format!("tls: \"{{hub}}:{TLS_PORT}\"");
+        let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: false };
+        let world = HubWorld::build(lab, &Plan::named("same", Families::V4)?, &Internet::new(lab)?, &setup)?;
+        let _web = serve(&world)?;
+        world.wait_path("direct")?;
+        let nat = world.factory.site.access.as_ref().context("no NAT")?;
+        let presence = world.factory.agent.presence("web.cloud")?;
+        let mut stream = world.factory.host.namespace.tcp((presence, 80))?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        write!(stream, "GET /bytes/{DOWNLOAD_BYTES} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
+        skip_head(&mut stream)?;
+        let mut got = vec![0; DOWNLOAD_BYTES];
+        let (first, rest) = got.split_at_mut(DOWNLOAD_BYTES / 8);
+        stream.read_exact(first)?;
+        nat.block_udp()?;
+        stream.read_exact(&mut rest[..DOWNLOAD_BYTES / 4])?;
+        wait_until("the factory to reach the cloud over TLS", || Ok(path(&world.factory.agent, "cloud")? == "tls"))?;
+        nat.unblock_udp()?;
+        stream.read_exact(&mut rest[DOWNLOAD_BYTES / 4..])?;
+        ensure!(got == Content::new("web of cloud").take(DOWNLOAD_BYTES), "the download differs");
+        wait_until("the factory to call for the cloud straight", || {
+            world.factory.host.namespace.curl(presence, "/")?;
+            Ok(path(&world.factory.agent, "cloud")? == "direct" && path(&world.factory.agent, "hub")? == "direct")
+        })
     });
 }
 

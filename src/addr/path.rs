@@ -38,6 +38,12 @@ impl Path {
         self.binding.is_some()
     }
 
+    /// Whether the other end of a connection on this host stands for the peer: what is sent there goes on over TLS.
+    #[must_use]
+    pub fn is_carried(&self) -> bool {
+        self.address.ip().is_loopback()
+    }
+
     /// The peer's own address, where it is known.
     #[must_use]
     pub fn endpoint(&self) -> Option<SocketAddr> {

@@ -104,7 +104,7 @@ impl Hub {
     #[must_use]
     pub fn introductions(&self, peer: PeerId) -> (Option<SocketAddr>, Vec<Introduced>) {
         let Some(site) = self.sites.get(&peer) else { return (None, Vec::new()) };
-        let seen = self.relay.address(peer);
+        let seen = self.relay.address(peer).filter(|seen| !seen.ip().is_loopback());
         let introduced = |other: &PeerId| {
             let (binding, _) = self.relay.binding(peer, *other)?;
             Some(Introduced { peer: *other, binding, addresses: self.addresses(*other, seen) })
@@ -125,7 +125,8 @@ impl Hub {
 
     /// Of a site, for one that is seen at `from`.
     fn addresses(&self, of: PeerId, from: Option<SocketAddr>) -> Vec<SocketAddr> {
-        let seen = self.relay.address(of);
+        // One that comes over TLS has no address of its own.
+        let seen = self.relay.address(of).filter(|seen| !seen.ip().is_loopback());
         let is_near = seen.zip(from).is_some_and(|(seen, from)| seen.ip() == from.ip());
         let own = self.sites.get(&of).filter(|_| is_near).map(|site| site.attendance.addresses.iter().copied());
         seen.into_iter().chain(own.into_iter().flatten()).collect()

@@ -156,6 +156,7 @@ impl Node {
                 public_key: settings.public_key,
                 preshared_key: settings.preshared_key,
                 endpoint: settings.endpoint,
+                carrier: settings.carrier,
                 keepalive_seconds: settings.keepalive_seconds,
                 // Its control channel brings its offer, and mappings wait for that.
                 held: !settings.stock,
@@ -164,6 +165,7 @@ impl Node {
             let Ok(()) = self.tunnels.add(peer, tunnel, now) else { continue };
             moved.into_iter().for_each(|site| self.forget_offer(peer, site));
             self.peers.put(peer, Peer { settings: settings.clone(), flows });
+            self.find_paths(&settings.public_key, now);
         }
         self.settings.peers = wanted;
     }
@@ -278,8 +280,11 @@ impl Node {
     }
 
     /// A new address for a peer's configured endpoint, as its name resolved.
-    pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
+    pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr, now: Instant) {
         self.tunnels.set_endpoint(peer, endpoint);
+        if let Some(key) = self.peer(peer).map(|peer| peer.settings.public_key) {
+            self.find_paths(&key, now);
+        }
     }
 
     /// Ends `count` flows, all of which `is_one` knows.

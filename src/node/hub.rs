@@ -194,7 +194,7 @@ impl Node {
     }
 
     /// The ways to a peer, as all hubs tell.
-    fn find_paths(&mut self, key: &[u8; 32], now: Instant) {
+    pub(super) fn find_paths(&mut self, key: &[u8; 32], now: Instant) {
         let Some(peer) = self.peers.by_key(key) else { return };
         let (mut paths, mut direct) = (Vec::new(), Vec::new());
         for (hub, site) in self.introduced.by_key.get(key).into_iter().flatten() {
@@ -240,6 +240,15 @@ impl Node {
         self.events.extend(concerned.into_iter().map(Event::IntroductionsChanged));
         self.relay_buckets.sites.remove(&peer);
         self.introduced.keys_of(peer).iter().for_each(|key| self.introduced.forget(key, peer));
+    }
+
+    /// Whether a hub that this address on the host stands for is not reached otherwise at present.
+    #[must_use]
+    pub fn needs_carrier(&self, carrier: SocketAddr, now: Instant) -> bool {
+        let of_carrier = self.peers.iter().filter(|(_, peer)| peer.settings.carrier == Some(carrier));
+        let is_reached = |peer| self.tunnels.is_up(peer) && !self.tunnels.is_doubtful(peer, now);
+        let is_needed = |peer| !is_reached(peer) || self.endpoint(peer) == Some(carrier);
+        of_carrier.map(|(peer, _)| peer).any(is_needed)
     }
 
     /// Sites that attend at this hub.

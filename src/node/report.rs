@@ -33,6 +33,7 @@ impl Node {
             state: state.to_owned(),
             path: match tunnel.path.filter(|_| up) {
                 None => "none",
+                Some(path) if path.is_carried() => "tls",
                 Some(path) if path.is_relayed() => "relayed",
                 Some(_) => "direct",
             }

@@ -28,6 +28,8 @@ pub struct PeerSettings {
     pub preshared_key: Option<[u8; 32]>,
     /// Absent: the peer is behind NAT and calls us.
     pub endpoint: Option<SocketAddr>,
+    /// What stands on this host for a hub that is reached over TLS too.
+    pub carrier: Option<SocketAddr>,
     pub keepalive_seconds: Option<u16>,
     /// A WireGuard peer without an agent: it has no control channel and announces nothing.
     pub stock: bool,

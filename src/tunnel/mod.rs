@@ -33,7 +33,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{Packet, Tunn};
 use foldhash::fast::FixedState;
 use peer::{Message, Peer};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use wheel::Wheel;
@@ -69,6 +69,8 @@ pub struct TunnelSettings {
     pub public_key: [u8; 32],
     pub preshared_key: Option<[u8; 32]>,
     pub endpoint: Option<SocketAddr>,
+    /// What stands on this host for a peer that is reached over TLS too.
+    pub carrier: Option<SocketAddr>,
     pub keepalive_seconds: Option<u16>,
     /// A session is wanted even when nothing waits to be sent.
     pub held: bool,
@@ -158,6 +160,8 @@ pub struct Tunnels {
     by_key: BTreeMap<[u8; 32], PeerId>,
     /// The receiver index of a session without its lowest byte, which counts the sessions of a peer.
     by_index: HashMap<u32, PeerId, FixedState>,
+    /// Those that are reached over TLS too.
+    carried: BTreeSet<PeerId>,
     wheel: Wheel,
     events: VecDeque<TunnelEvent>,
     /// Peers that were looked at, ever.
@@ -191,6 +195,7 @@ impl Tunnels {
             peers: Vec::new(),
             by_key: BTreeMap::new(),
             by_index: HashMap::with_hasher(FixedState::with_seed(seed)),
+            carried: BTreeSet::new(),
             wheel: Wheel::new(now),
             events: VecDeque::new(),
             #[cfg(test)]
@@ -207,6 +212,10 @@ impl Tunnels {
         if self.by_key.get(&settings.public_key).is_some_and(|other| *other != peer) {
             return Err(TunnelError::KnownKey);
         }
+        match settings.carrier {
+            Some(_) => self.carried.insert(peer),
+            None => self.carried.remove(&peer),
+        };
         if !self.configure(peer, &settings) {
             if self.forget(peer).is_some_and(|old| old.is_up) {
                 self.events.push_back(TunnelEvent::Down(peer));
@@ -256,6 +265,7 @@ impl Tunnels {
     pub fn remove(&mut self, peer: PeerId) {
         self.forget(peer);
         self.events.retain(|event| event.peer() != peer);
+        self.carried.remove(&peer);
     }
 
     fn forget(&mut self, peer: PeerId) -> Option<Slot> {
@@ -289,6 +299,12 @@ impl Tunnels {
     #[must_use]
     pub fn tunnel(&self, peer: PeerId) -> Option<&Tunnel> {
         self.peer(peer).filter(|slot| slot.has_path).map(|slot| &slot.tunnel)
+    }
+
+    /// Whether the way to the peer may have failed.
+    #[must_use]
+    pub fn is_doubtful(&self, peer: PeerId, now: Instant) -> bool {
+        self.peer(peer).is_some_and(|slot| slot.tunnel.peer().is_doubtful(now))
     }
 
     /// How the peer is reached, where that is known.
@@ -383,7 +399,7 @@ impl Tunnels {
 
     /// Looks at the peers whose time has come. What is too much for one call is left, and wants another at once.
     pub fn handle_timeout(&mut self, transmits: &mut Transmits, now: Instant) {
-        let (mut looks, mut asked) = (0, 0);
+        let (mut looks, mut asked, mut fails) = (0, 0, false);
         while looks < LOOKS_MAX && asked < ASKED_MAX {
             let Some(number) = self.wheel.due(now) else { break };
             let id = PeerId(number);
@@ -391,10 +407,20 @@ impl Tunnels {
             asked += usize::from(slot.tunnel.peer().tick(transmits, now));
             tell(slot, &mut self.wheel, &mut self.events, now);
             let mut peer = slot.tunnel.peer();
+            fails |= peer.is_failing(now);
             peer.rests = true;
             let look = now + LOOK + TICK * (number % LOOK_SPREAD);
             self.wheel.set(number, peer.due(now).map_or(look, |due| due.min(look)), now);
             looks += 1;
+        }
+        if fails {
+            // If UDP no longer passes, it is better known before a hub is asked anyway.
+            for peer in &self.carried {
+                if let Some(slot) = get_mut(&mut self.peers, *peer) {
+                    slot.tunnel.peer().doubt(now);
+                    self.wheel.hasten_now(peer.0);
+                }
+            }
         }
         #[cfg(test)]
         {

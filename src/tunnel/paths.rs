@@ -1,8 +1,8 @@
 //! The ways to one peer that a hub introduced: which of them work, and which is used. The peer is asked along each of them,
 //! inside the session, so that only the peer can answer; asking also opens a NAT's way for the peer's own questions.
 //!
-//! A direct way is better than a relayed one, a quick one better than a slow one, and any that answers better than one that
-//! does not. Both ends choose for themselves.
+//! A direct way is better than a relayed one, UDP better than TLS, a quick one better than a slow one, and any that answers
+//! better than one that does not. Both ends choose for themselves.
 
 use super::probe::{Kind, Probe};
 use crate::addr::Path;
@@ -20,10 +20,12 @@ const ACTIVE_EVERY: Duration = Duration::from_millis(700);
 const ACTIVE: Duration = Duration::from_secs(10);
 /// How often a direct way is asked that is in use and idle: NATs forget after 30 s and more (RFC 4787 section 4.3 wants 2 min).
 const IDLE_EVERY: Duration = Duration::from_secs(20);
-/// How often better ways are tried while a relay is busy.
+/// How often better ways are tried while a relay is busy, or all goes over TLS.
 const RETRY_EVERY: Duration = Duration::from_secs(15);
 /// A question that is not answered in this time, or in four round trips, has failed.
 const PATIENCE: Duration = Duration::from_millis(1200);
+/// After this there is reason to make another way ready.
+const DOUBT: Duration = Duration::from_millis(500);
 /// What answered so long ago may be gone: no NAT that is asked every 20 s forgets, others do.
 const FRESH: Duration = Duration::from_secs(25);
 
@@ -47,6 +49,7 @@ struct Way {
     path: Path,
     /// By a hub, not by the peer's use of it.
     told: bool,
+    is_new: bool,
     /// The latest questions: where answers take long, they cross.
     asked: [Option<(u64, Instant)>; QUESTIONS],
     /// The first question that was not answered since the last answer.
@@ -65,7 +68,7 @@ pub struct PathReport {
 
 impl Way {
     fn new(path: Path, told: bool) -> Self {
-        Self { path, told, asked: [None; QUESTIONS], silent: None, answered: None, round_trip: None }
+        Self { path, told, is_new: told, asked: [None; QUESTIONS], silent: None, answered: None, round_trip: None }
     }
 
     fn ask(&mut self, id: u64, now: Instant) {
@@ -98,16 +101,17 @@ impl Way {
     }
 
     /// The less, the better.
-    fn rank(&self) -> (bool, Duration) {
-        (self.path.is_relayed(), self.round_trip.unwrap_or(Duration::MAX))
+    fn rank(&self) -> (bool, bool, Duration) {
+        (self.path.is_relayed(), self.path.is_carried(), self.round_trip.unwrap_or(Duration::MAX))
     }
 
     /// Whether it is worth a change from `other`, which answers too: jitter is not.
     fn is_much_better(&self, other: &Self) -> bool {
-        let (relayed, round_trip) = self.rank();
-        let (other_relayed, other_round_trip) = other.rank();
+        let (relayed, carried, round_trip) = self.rank();
+        let (other_relayed, other_carried, other_round_trip) = other.rank();
         let quicker = round_trip.saturating_add(Duration::from_millis(1)) < other_round_trip / 4 * 3;
-        (relayed, other_relayed) == (false, true) || relayed == other_relayed && quicker
+        let (kind, other_kind) = ((relayed, carried), (other_relayed, other_carried));
+        kind < other_kind || kind == other_kind && quicker
     }
 }
 
@@ -136,6 +140,16 @@ impl Paths {
 
     pub fn told(&self) -> impl Iterator<Item = Path> + '_ {
         self.ways.iter().filter(|way| way.told).map(|way| way.path)
+    }
+
+    /// Whether there is one along which no session can have been asked for yet.
+    pub fn is_untried(&self) -> bool {
+        self.ways.iter().any(|way| way.is_new)
+    }
+
+    /// A session was asked for along all that were told.
+    pub fn tried(&mut self) {
+        self.ways.iter_mut().for_each(|way| way.is_new = false);
     }
 
     /// All are to be asked, for a while.
@@ -211,7 +225,7 @@ impl Paths {
 
     /// Questions that are due, each with the way that it is to go. `id` makes their numbers.
     pub fn ask(&mut self, current: Option<Path>, mut id: impl FnMut() -> u64, now: Instant) -> Vec<(Path, Probe)> {
-        if self.way(current).is_some_and(|way| way.has_failed(now)) && self.burst_ends.is_none_or(|end| end <= now) {
+        if self.is_failing(current, now) && self.burst_ends.is_none_or(|end| end <= now) {
             self.try_all(now);
         }
         let all = self.next_round(current, now).is_some_and(|at| at <= now);
@@ -226,6 +240,16 @@ impl Paths {
             questions.push((way.path, Probe { kind: Kind::Question, id }));
         }
         questions
+    }
+
+    /// Whether the way in use has failed.
+    pub fn is_failing(&self, current: Option<Path>, now: Instant) -> bool {
+        self.way(current).is_some_and(|way| way.has_failed(now))
+    }
+
+    /// Whether the way in use may have failed: an answer is missing for longer than most take.
+    pub fn is_doubtful(&self, current: Option<Path>, now: Instant) -> bool {
+        self.way(current).and_then(|way| way.silent).is_some_and(|since| now >= since + DOUBT)
     }
 
     pub fn round_trip(&self, path: Option<Path>) -> Option<Duration> {
@@ -250,12 +274,13 @@ impl Paths {
 
     fn next_round(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
         let in_burst = self.burst_ends.is_some_and(|end| now < end);
-        let on_relay = current.is_none_or(|path| path.is_relayed()) && self.is_active(now);
+        // Over TLS nobody wants to stay, and a hub's tunnel is idle.
+        let wants_better = current.is_none_or(|path| path.is_relayed() && self.is_active(now) || path.is_carried());
         match self.round {
             _ if self.ways.is_empty() => None,
             None if in_burst => Some(now),
             Some(round) if in_burst => Some(round + BURST_EVERY),
-            Some(round) if on_relay => Some(round + RETRY_EVERY),
+            Some(round) if wants_better => Some(round + RETRY_EVERY),
             None | Some(_) => None,
         }
     }

@@ -77,6 +77,8 @@ pub(super) struct Peer {
     pub is_gone: bool,
     random: Random,
     settings: TunnelSettings,
+    /// As configured, or as its name resolved.
+    endpoint: Option<SocketAddr>,
     tunn: Tunn,
     sessions: Sessions,
     asking: Asking,
@@ -125,6 +127,7 @@ impl Peer {
             rests: false,
             is_gone: false,
             random,
+            endpoint: settings.endpoint,
             settings,
             tunn,
             sessions: Sessions::default(),
@@ -166,6 +169,7 @@ impl Peer {
     }
 
     pub fn set_endpoint(&mut self, endpoint: SocketAddr) {
+        self.endpoint = Some(endpoint);
         (self.path, self.told_path) = (Some(endpoint.into()), Some(endpoint.into()));
         (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if let Asking::Rests { .. } = self.asking {
@@ -173,17 +177,41 @@ impl Peer {
         }
     }
 
-    /// The ways to the peer from now on; none: that of its endpoint, and where it calls from.
+    /// The ways to the peer from now on, beside its own if there is more than one; none: that of its endpoint, and where it
+    /// calls from.
     pub fn set_paths(&mut self, paths: &[Path], now: Instant) {
+        let endpoint = self.endpoint.filter(|_| self.settings.carrier.is_some());
+        let own = endpoint.into_iter().chain(self.settings.carrier).map(Path::from);
+        let own: Vec<Path> = own.filter(|own| !paths.contains(own)).collect();
+        let paths = [&own, paths].concat();
         match &mut self.paths {
             _ if paths.is_empty() => self.paths = None,
-            Some(known) => known.tell(paths, now),
-            None => self.paths = Some(Box::new(Paths::new(paths, now))),
+            Some(known) => known.tell(&paths, now),
+            None => self.paths = Some(Box::new(Paths::new(&paths, now))),
+        }
+        if let (Asking::Since { again, .. }, Some(ways)) = (&mut self.asking, &self.paths)
+            && ways.is_untried()
+        {
+            *again = now;
         }
         if let (None, Some(first)) = (self.path, paths.first()) {
             self.path = Some(*first);
             (self.held_from, self.held_rest) = (None, Duration::ZERO);
         }
+    }
+
+    /// Whether the way in use has failed.
+    pub fn is_failing(&self, now: Instant) -> bool {
+        self.paths.as_ref().is_some_and(|paths| paths.is_failing(self.path, now))
+    }
+
+    pub fn is_doubtful(&self, now: Instant) -> bool {
+        self.paths.as_ref().is_some_and(|paths| paths.is_doubtful(self.path, now))
+    }
+
+    /// Others cannot be reached as they were: it may be the same with this peer.
+    pub fn doubt(&mut self, now: Instant) {
+        self.paths.iter_mut().for_each(|paths| paths.try_all(now));
     }
 
     pub fn is_up(&self, now: Instant) -> bool {
@@ -513,6 +541,7 @@ impl Peer {
         let initiation = initiation[..].first_chunk::<MESSAGE_BYTES_MIN>().copied();
         self.commit(path, bytes, transmits, now);
         self.asked(index, now);
+        self.paths.iter_mut().for_each(|paths| paths.tried());
         let others: Vec<Path> =
             self.paths.iter().flat_map(|paths| paths.told()).filter(|other| *other != path).collect();
         for other in others {

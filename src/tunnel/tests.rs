@@ -25,7 +25,14 @@ fn at(text: &str) -> SocketAddr {
 }
 
 pub(super) fn settings(key: u8, endpoint: Option<SocketAddr>) -> TunnelSettings {
-    TunnelSettings { public_key: public(key), preshared_key: None, endpoint, keepalive_seconds: None, held: false }
+    TunnelSettings {
+        public_key: public(key),
+        preshared_key: None,
+        endpoint,
+        carrier: None,
+        keepalive_seconds: None,
+        held: false,
+    }
 }
 
 /// An IPv4 packet with a number in it.

@@ -76,6 +76,7 @@ pub fn settings(peers: usize) -> Settings {
         public_key: PublicKey::from(&far_key(number)).to_bytes(),
         preshared_key: None,
         endpoint: None,
+        carrier: None,
         keepalive_seconds: None,
         stock: false,
         hub: false,
@@ -165,6 +166,7 @@ impl Far {
             public_key: PublicKey::from(&StaticSecret::from(HUB_KEY)).to_bytes(),
             preshared_key: None,
             endpoint: Some(hub_endpoint()),
+            carrier: None,
             keepalive_seconds: None,
             held: false,
         };

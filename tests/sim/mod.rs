@@ -86,6 +86,7 @@ pub fn peer(site: &str, seed: u8, endpoint: Option<&str>) -> PeerSettings {
         public_key: PublicKey::from(&key(seed)).to_bytes(),
         preshared_key: None,
         endpoint: endpoint.map(|e| e.parse().expect("endpoint")),
+        carrier: None,
         keepalive_seconds: endpoint.map(|_| 25),
         stock: false,
         hub: false,

@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
+pub mod carrier;
 pub mod config;
 pub mod control;
 pub mod dataplane;

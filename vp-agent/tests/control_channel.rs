@@ -183,6 +183,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         public_key: PublicKey::from(&secret(peer_key)).to_bytes(),
         preshared_key: None,
         endpoint: Some(endpoint.parse().unwrap()),
+        carrier: None,
         keepalive_seconds: Some(25),
         stock: false,
         hub: false,

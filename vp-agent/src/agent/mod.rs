@@ -1,6 +1,7 @@
 //! The gateway as a whole: what the file and vp-ctl want, applied to the node and to the host. Lives on the control
 //! thread; the data threads are reached by their handle alone.
 
+mod carriers;
 mod desired;
 mod names;
 mod records;
@@ -13,6 +14,7 @@ pub use desired::Desired;
 pub use running::Running;
 
 use crate::audit::{Audit, Entry};
+use crate::carrier::{CarrierSettings, Listener};
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
@@ -21,6 +23,7 @@ use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
+use carriers::Carriers;
 use settings::{effective, keep_fixed};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -47,6 +50,9 @@ pub struct Agent {
     pub public_key: [u8; 32],
     pub wanted: Mutex<Desired>,
     pub audit: Audit,
+    carriers: Mutex<Carriers>,
+    /// A hub's, over TLS.
+    _listener: Option<Listener>,
     state: StateDir,
     learnt: std::sync::Mutex<Learnt>,
     /// For the loop: peers may have other names than before.
@@ -125,7 +131,11 @@ impl Agent {
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
         let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
-        let site = config.settings.site.clone();
+        let listener = match &config.hub_tls {
+            Some(settings) => Some(Listener::start(settings, listen).await?),
+            None => None,
+        };
+        let (site, carriers) = (config.settings.site.clone(), config.carriers.clone());
         let wanted =
             Desired { config, runtime, network: Some(network), nft, listen_port: listen.port(), warnings: clashes };
         let agent = Arc::new(Self {
@@ -139,6 +149,8 @@ impl Agent {
             public_key,
             wanted: Mutex::new(wanted),
             audit,
+            carriers: Mutex::default(),
+            _listener: listener,
             state,
             learnt: std::sync::Mutex::new(Learnt { endpoints, unsaved: false }),
             peers_changed: AtomicBool::new(false),
@@ -148,6 +160,10 @@ impl Agent {
             endpoints_file: std::sync::Mutex::new(()),
         });
         let running = Running::new(agent, events, notices, syncer, data);
+        if !carriers.is_empty() {
+            let settings = running.agent.handle.call(|node, _, _| node.settings().clone()).await?;
+            running.agent.configure(settings, &carriers).await?;
+        }
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
         if let Err(error) = applied {
             running.stop().await;
@@ -171,7 +187,7 @@ impl Agent {
         let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
         warnings.extend(clashes);
         let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
-        self.configure(settings).await.map_err(|error| placed(error, &config))?;
+        self.configure(settings, &config.carriers).await.map_err(|error| placed(error, &config))?;
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;
@@ -198,9 +214,9 @@ impl Agent {
         let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
         change(&mut runtime, &wanted.config, &before)?;
         let (settings, clashes) = effective(&wanted.config, &runtime, &self.learnt().endpoints);
-        self.configure(settings).await?;
+        self.configure(settings, &wanted.config.carriers).await?;
         if let Err(error) = runtime.save(&self.state) {
-            self.configure(before).await?;
+            self.configure(before, &wanted.config.carriers).await?;
             return Err(error.into());
         }
         let old = std::mem::replace(&mut wanted.runtime, runtime);
@@ -217,7 +233,7 @@ impl Agent {
 
     /// What was in force before a change that the host did not take.
     async fn put_back(&self, wanted: &mut Desired, before: Settings) {
-        if let Err(error) = self.configure(before).await {
+        if let Err(error) = self.configure(before, &wanted.config.carriers).await {
             tracing::error!("what was in force before cannot be put back: {error}");
         }
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
@@ -225,11 +241,15 @@ impl Agent {
         }
     }
 
-    async fn configure(&self, settings: Settings) -> Result<(), Refused> {
+    async fn configure(&self, mut settings: Settings, wanted: &[(Name, CarrierSettings)]) -> Result<(), Refused> {
+        let mut carriers = self.carriers.lock().await;
+        self.start_carriers(&mut carriers, wanted, &mut settings).await?;
         let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
         self.peers_changed.store(true, Ordering::Relaxed);
         self.control.attendance_changed();
-        Ok(configured?)
+        configured?;
+        carriers.retain(|site, _| wanted.iter().any(|(known, _)| known == site));
+        Ok(())
     }
 
     /// A record of what happened to the gateway itself.

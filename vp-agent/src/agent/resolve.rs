@@ -72,7 +72,7 @@ async fn call_at(agent: &Agent, site: Name, address: SocketAddr) -> Result<(), G
     let call = agent.handle.call(move |node, _, now| {
         let away = node.peers(now).into_iter().find(|(_, peer)| peer.site == site.as_str() && peer.state != "up");
         if let Some((peer, _)) = away {
-            node.set_endpoint(peer, address);
+            node.set_endpoint(peer, address, now);
         }
     });
     call.await

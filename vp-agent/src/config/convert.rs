@@ -5,6 +5,7 @@ use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, HostNetworks, Reach, Workers, values};
+use crate::carrier::{CarrierSettings, CertificateFiles, ListenerSettings};
 use crate::control::offer;
 use crate::state::kept_leases;
 use ipnet::IpNet;
@@ -47,8 +48,14 @@ struct Reader<'a> {
 }
 
 type Result<T> = std::result::Result<T, ConfigError>;
-/// And their endpoints as written.
-type Peers = (Vec<PeerSettings>, Vec<(Name, String)>);
+/// And what is known of them beside it.
+#[derive(Default)]
+struct Peers {
+    settings: Vec<PeerSettings>,
+    /// As written.
+    endpoints: Vec<(Name, String)>,
+    carriers: Vec<(Name, CarrierSettings)>,
+}
 
 pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let mut reader = Reader { file: path, host, lines: BTreeMap::new(), warnings: Vec::new(), leases: OnceCell::new() };
@@ -65,7 +72,8 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let socket = r.optional("socket", file.socket.as_ref(), values::socket_path)?;
     let reach = r.reach(file.reach.as_ref(), &interface)?;
     let pool = r.pool(&file.pool, &reach, &interface)?;
-    let (peers, endpoints) = r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref(), &pool)?;
+    let Peers { settings: peers, endpoints, carriers } =
+        r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref(), &pool)?;
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
     let audit = r.optional("audit", file.audit.as_ref(), values::path)?;
@@ -77,6 +85,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     }
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let hub = r.hub(file.hub.as_ref())?;
+    let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
@@ -85,6 +94,8 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         file: path.to_owned(),
         settings,
         endpoints,
+        carriers,
+        hub_tls,
         key,
         listen,
         interface,
@@ -243,7 +254,7 @@ impl Reader<'_> {
         let own_key = key.map(|secret| *PublicKey::from(secret).as_bytes());
         let mut sites = Places::default();
         let mut keys = Places::default();
-        let (mut read, mut endpoints) = (Vec::new(), Vec::new());
+        let mut read = Peers::default();
         for Spanned { value: peer, .. } in peers {
             let name = self.text("site", &peer.site, Name::new)?;
             if name == *site {
@@ -264,7 +275,7 @@ impl Reader<'_> {
                     let message = "endpoint: this address is in the pool, and no tunnel leads through itself";
                     return Err(self.fail(text.referenced, message));
                 }
-                endpoints.push((name.clone(), text.value.clone()));
+                read.endpoints.push((name.clone(), text.value.clone()));
             }
             let groups = peer.groups.iter().flatten().map(|group| self.text("groups", group, Name::new));
             let is_hub = peer.hub.unwrap_or(false);
@@ -272,19 +283,55 @@ impl Reader<'_> {
                 let message = format!("hub: {name} is a stock peer, which has no agent, expected one of hub and stock");
                 return Err(self.fail(peer.site.referenced, message));
             }
+            if let Some(carrier) = self.carrier(peer, is_hub)? {
+                read.carriers.push((name.clone(), carrier));
+            }
             let keepalive = self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?;
             let settings = PeerSettings {
                 identity: Identity { site: name, tenant: None, groups: groups.collect::<Result<_>>()? },
                 public_key,
                 preshared_key: self.preshared_key(peer.preshared_key_file.as_ref())?,
                 endpoint: address,
+                carrier: None,
                 keepalive_seconds: keepalive.or(is_hub.then_some(HUB_KEEPALIVE_SECONDS)),
                 stock: peer.stock.unwrap_or(false),
                 hub: is_hub,
             };
-            read.push(settings);
+            read.settings.push(settings);
         }
-        Ok((read, endpoints))
+        Ok(read)
+    }
+
+    fn carrier(&self, peer: &file::Peer, is_hub: bool) -> Result<Option<CarrierSettings>> {
+        let proxy = self.optional("proxy", peer.proxy.as_ref(), values::endpoint)?;
+        let Some(tls) = &peer.tls else {
+            return match &peer.proxy {
+                Some(text) => Err(self.fail(text.referenced, "proxy: it is for tls, expected tls: HOST:443 beside it")),
+                None => Ok(None),
+            };
+        };
+        if !is_hub {
+            return Err(self.fail(tls.referenced, "tls: only hubs are reached over TLS, expected hub: true beside it"));
+        }
+        self.text("tls", tls, values::endpoint)?;
+        let proxy = proxy.and(peer.proxy.as_ref()).map(|text| text.value.clone());
+        Ok(Some(CarrierSettings { hub: tls.value.clone(), proxy }))
+    }
+
+    fn hub_tls(&self, tls: Option<&file::Tls>) -> Result<Option<ListenerSettings>> {
+        let Some(tls) = tls else { return Ok(None) };
+        let listen = self.text("hub.tls.listen", &tls.listen, values::socket_address)?;
+        let certificate = self.optional("hub.tls.certificate", tls.certificate.as_ref(), values::path)?;
+        let key = self.optional("hub.tls.key", tls.key.as_ref(), values::path)?;
+        let certificate = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => {
+                let message = "hub.tls: expected certificate and key, or neither of them";
+                return Err(self.fail(tls.listen.referenced, message));
+            }
+        };
+        Ok(Some(ListenerSettings { listen, certificate }))
     }
 
     fn hub(&self, hub: Option<&file::Hub>) -> Result<Option<RelayRates>> {

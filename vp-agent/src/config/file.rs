@@ -42,6 +42,8 @@ pub struct Peer {
     pub groups: Option<Vec<Text>>,
     pub stock: Option<bool>,
     pub hub: Option<bool>,
+    pub tls: Option<Text>,
+    pub proxy: Option<Text>,
 }
 
 /// Its presence alone makes the agent a hub.
@@ -49,6 +51,15 @@ pub struct Peer {
 #[serde(deny_unknown_fields)]
 pub struct Hub {
     pub relay: Option<Relay>,
+    pub tls: Option<Tls>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub listen: Text,
+    pub certificate: Option<Text>,
+    pub key: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -14,6 +14,7 @@ pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
 pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 
+use crate::carrier::{CarrierSettings, ListenerSettings};
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
 use std::collections::BTreeMap;
@@ -39,6 +40,10 @@ pub struct Config {
     pub settings: Settings,
     /// The peers' endpoints as written.
     pub endpoints: Vec<(Name, String)>,
+    /// Of hubs that are reached over TLS too, by their sites.
+    pub carriers: Vec<(Name, CarrierSettings)>,
+    /// Where this hub is reached over TLS too.
+    pub hub_tls: Option<ListenerSettings>,
     /// May be missing only where the agent makes it at its first start: `site.key` of `state_dir`.
     pub key: PathBuf,
     /// Absent: any port.

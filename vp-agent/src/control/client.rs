@@ -211,15 +211,20 @@ impl<L: Link> Attending<L> {
             self.attendance.mark_unchanged();
             let said = self.link.attendance(self.hub).await;
             let asked = client.attend(attend::write_attendance(said.clone(), offer::VERSION));
-            let mut told = match within_step(asked).await? {
-                Err(status) if status.code() == Code::Unimplemented => {
-                    let reason = "it is no hub".to_owned();
-                    self.notices.tell(Notice::IntroductionsRefused { hub: self.hub, reason });
-                    return std::future::pending().await;
+            match within_step(asked).await? {
+                Ok(told) => {
+                    let mut told = told.into_inner();
+                    while !self.has_more_to_say(&said, &mut told).await? {}
                 }
-                answer => answer?.into_inner(),
-            };
-            while !self.has_more_to_say(&said, &mut told).await? {}
+                Err(status) if is_final(status.code()) => {
+                    let reason = super::printable(status.message());
+                    self.notices.tell(Notice::IntroductionsRefused { hub: self.hub, reason });
+                    while self.link.attendance(self.hub).await == said {
+                        sleep(SAID_REVIEW).await;
+                    }
+                }
+                Err(status) => return Err(status.into()),
+            }
             // Not more often than the hub answers.
             sleep(SAID_PAUSE).await;
         }
@@ -251,6 +256,11 @@ impl<L: Link> Attending<L> {
         // What comes meanwhile is one message: the hub looks anew when this one was read.
         sleep(TAKEN_PAUSE).await;
     }
+}
+
+/// Whether the answer will be the same as long as the question is.
+fn is_final(code: Code) -> bool {
+    matches!(code, Code::Unimplemented | Code::InvalidArgument | Code::FailedPrecondition)
 }
 
 async fn within_step<T>(step: impl Future<Output = T>) -> Result<T, Ended> {

@@ -559,7 +559,7 @@ async fn a_site_says_whom_it_wants_and_hears_of_them_and_both_follow_changes() {
 async fn a_peer_that_is_no_hub_says_so_once_and_its_offers_go_on() {
     let (other, mut site) = pair(Site::new(1), Site { is_hubs_site: true, ..Site::new(2) });
     let refused = site.hears(|notice| matches!(notice, Notice::IntroductionsRefused { .. })).await;
-    assert_eq!(refused, Notice::IntroductionsRefused { hub: PEER, reason: "it is no hub".to_owned() });
+    assert_eq!(refused, Notice::IntroductionsRefused { hub: PEER, reason: "this agent is no hub".to_owned() });
     let offer = Offer { services: vec![service("web", 2)], callers: Vec::new() };
     other.offers(offer.clone());
     site.has(&offer).await;
