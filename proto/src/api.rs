@@ -139,6 +139,9 @@ pub struct FlowTable {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
+    /// The same at both gateways; see [`AuditRecord::flow`].
+    #[serde(default)]
+    pub flow: String,
     pub protocol: String,
     pub service: String,
     pub peer: String,
@@ -274,6 +277,9 @@ pub struct AuditRecord {
     /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused` or `started`.
     pub event: String,
     pub site: String,
+    /// The peer's, if its identity has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -282,14 +288,24 @@ pub struct AuditRecord {
     pub service: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
+    /// The port that was called: of a flow the service's own, of a denial as it came to its door. ICMP has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The flow's id, the same at both gateways: 16 hexadecimal digits of who calls whom, and for a TCP connection whose
+    /// beginning was seen a hyphen and 8 of which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_view: Option<Ends>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wire_view: Option<Ends>,
+    /// `allowed` or `denied`, of flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
     /// Why denied, or why closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The `allow` entry that let it pass.
+    /// The `allow` (or `callers`) entry that let it pass; of a denial the list that did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,7 @@
 //! The first packet of a flow: what it calls, whether it may, what its addresses become. Both directions are inserted
 //! together. Judging and admitting are apart, so that a flow can be judged again without being opened again.
 
+use super::flow_id::initial_sequence;
 use super::{Denial, Event, FlowEnd, Node, Opener, Reason, Refused};
 use crate::addr::{Family, Grant, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{CallerSelector, Presence};
@@ -64,8 +65,9 @@ impl Node {
             protocol: tuple.protocol,
         };
         let owner = self.owner(outward.presence, &caller, outward.rule, now);
-        let (peer, version) = (outward.peer, self.version);
-        self.insert(NewFlow { peer, site: tuple, wire, opened_by: Direction::Outbound, owner, version }, now)
+        let (peer, version, initial_sequence) = (outward.peer, self.version, initial_sequence(packet));
+        let opened_by = Direction::Outbound;
+        self.insert(NewFlow { peer, site: tuple, wire, opened_by, owner, version, initial_sequence }, now)
     }
 
     /// Whether a host of this site may open this flow, and to where.
@@ -127,8 +129,9 @@ impl Node {
             protocol: tuple.protocol,
         };
         let owner = self.owner(inward.service, &caller, inward.rule, now);
-        let (wire, version) = (tuple.reversed(), self.version);
-        self.insert(NewFlow { peer, site, wire, opened_by: Direction::Inbound, owner, version }, now)
+        let (wire, version, initial_sequence) = (tuple.reversed(), self.version, initial_sequence(packet));
+        let opened_by = Direction::Inbound;
+        self.insert(NewFlow { peer, site, wire, opened_by, owner, version, initial_sequence }, now)
     }
 
     /// Whether a caller of the peer's site may open this flow, and which target serves it.
@@ -335,10 +338,12 @@ impl Node {
         !foreign && wire::parse(source).is_none() && !source.is_loopback() && !source.is_unspecified()
     }
 
-    pub(super) fn deny(&mut self, opener: Opener, tuple: FiveTuple, refused: Refused) {
+    pub(super) fn deny(&mut self, opener: Opener, packet: &Packet, refused: Refused) {
         self.drops.count(refused.reason);
         let Refused { reason, peer, service, client } = refused;
-        self.tell(Event::Denied(Box::new(Denial { opener, peer, service, client, tuple, reason, repeated: 1 })));
+        let (tuple, initial_sequence) = (packet.head.tuple, initial_sequence(packet));
+        let denial = Denial { opener, peer, service, client, tuple, initial_sequence, reason };
+        self.tell(Event::Denied(Box::new(denial)));
     }
 }
 

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use x25519_dalek::StaticSecret;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 /// How often mappings are tried again that got no address.
 const MAP_PAUSE: Duration = Duration::from_secs(60);
@@ -29,6 +29,7 @@ impl Node {
         let resumes = !leases.is_empty();
         leases.into_iter().try_for_each(|grant| kept.restore(grant))?;
         let mut node = Self {
+            public_key: PublicKey::from(&key).to_bytes(),
             tunnels: Tunnels::new(key, seed, now),
             table: Table::new(settings.flows_max, seed, now),
             leases: kept,

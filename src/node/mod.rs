@@ -9,6 +9,7 @@ mod command;
 mod drop;
 mod event;
 mod explain;
+mod flow_id;
 mod inbound;
 mod kept;
 mod offers;
@@ -26,6 +27,7 @@ pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePat
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::Call;
+pub use flow_id::flow_id;
 pub use output::{Outbound, Output};
 pub use report::ends;
 pub use settings::{PeerSettings, Settings};
@@ -74,6 +76,7 @@ pub enum OfferError {
 /// One gateway.
 pub struct Node {
     settings: Settings,
+    public_key: [u8; 32],
     tunnels: Tunnels,
     table: Table,
     leases: Leases,
@@ -316,6 +319,7 @@ impl Node {
             client: self.client_of(flow),
             site,
             wire,
+            initial_sequence: flow.initial_sequence,
             rule: self.rule_of(flow),
             outbound_packets: flow.outbound.packets,
             outbound_bytes: flow.outbound.bytes,

@@ -238,11 +238,6 @@ impl Agent {
         self.audit.write([Entry::Record(record)]);
     }
 
-    fn peer_record(&self, event: &str, peer: String) -> AuditRecord {
-        let site = self.site.to_string();
-        AuditRecord { event: event.to_owned(), site, peer: Some(peer), ..AuditRecord::default() }
-    }
-
     fn learn_endpoint(&self, site: &Name, to: SocketAddr) {
         let mut learnt = self.learnt();
         learnt.endpoints.0.insert(site.to_string(), to);

@@ -1,8 +1,8 @@
 //! The loop of the control thread: what the node tells, until the stop. Nothing in it waits for the disk, for name
 //! servers or for other programs.
 
-use super::names::{Names, peer_of};
-use super::records::{denial_record, flow_record};
+use super::names::{Known, Names, peer_of};
+use super::records::{Own, denial_record, flow_record, peer_record};
 use super::{Agent, tasks};
 use crate::audit::Entry;
 use crate::control::Notice;
@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use vp::addr::{Name, PeerId};
+use vp::addr::PeerId;
 use vp::node::{Event, Node, Output};
 
 /// Events taken at a time, before others of the control thread have their turn: a millisecond's work.
@@ -96,7 +96,7 @@ impl Running {
             Event::PeerUp(peer) => tracing::info!("peer {} is up", self.name(*peer)),
             Event::PeerDown(peer) => tracing::info!("peer {} is down", self.name(*peer)),
             Event::PeerMoved { peer, to } => {
-                if let Some(site) = self.names.of(*peer) {
+                if let Some(Known { site, .. }) = self.names.of(*peer) {
                     tracing::info!("peer {site} is at {to}");
                     self.agent.learn_endpoint(site, *to);
                 }
@@ -111,18 +111,18 @@ impl Running {
 
     /// What the audit log has of this event.
     fn entry(&self, event: &Event) -> Option<Entry> {
-        let site = || self.agent.site.to_string();
-        let peer = |peer| self.names.of(peer).map(Name::to_string);
+        let own = Own { site: self.agent.site.as_str(), public_key: &self.agent.public_key };
+        let peer = |peer| self.names.of(peer);
         match event {
-            Event::PeerUp(of) => Some(Entry::Record(self.agent.peer_record("peer-up", peer(*of)?))),
-            Event::PeerDown(of) => Some(Entry::Record(self.agent.peer_record("peer-down", peer(*of)?))),
+            Event::PeerUp(of) => Some(Entry::Record(peer_record("peer-up", &own, peer(*of)?))),
+            Event::PeerDown(of) => Some(Entry::Record(peer_record("peer-down", &own, peer(*of)?))),
             Event::FlowOpened(flow) => {
-                Some(Entry::Record(flow_record("flow-opened", site(), peer(flow.peer), flow, None)))
+                Some(Entry::Record(flow_record("flow-opened", &own, peer(flow.peer), flow, None)))
             }
             Event::FlowClosed { flow, end } => {
-                Some(Entry::Record(flow_record("flow-closed", site(), peer(flow.peer), flow, Some(*end))))
+                Some(Entry::Record(flow_record("flow-closed", &own, peer(flow.peer), flow, Some(*end))))
             }
-            Event::Denied(denial) => Some(Entry::Denial(denial_record(site(), denial.peer.and_then(peer), denial))),
+            Event::Denied(denial) => Some(Entry::Denial(denial_record(&own, denial.peer.and_then(peer), denial))),
             Event::Granted(_)
             | Event::Released(_)
             | Event::Control { .. }
@@ -156,7 +156,7 @@ impl Running {
 
     /// For people; one that was just removed from the configuration may have none.
     fn name(&self, peer: PeerId) -> &str {
-        self.names.of(peer).map_or("(removed)", Name::as_str)
+        self.names.of(peer).map_or("(removed)", |known| known.site.as_str())
     }
 
     /// The host as it was before.
