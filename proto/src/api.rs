@@ -14,7 +14,7 @@
 //! | POST /v1/ping        | [`PingRequest`]    | `Vec<`[`Step`]`>`      |
 //! | POST /v1/explain     | [`ExplainRequest`] | [`Explanation`]        |
 //! | GET /v1/doctor       |                    | `Vec<`[`Finding`]`>`   |
-//! | GET /v1/audit        | `?lines=N&follow=B`| JSON lines             |
+//! | GET /v1/audit        | `?lines=N&follow=B`, and what must be so: `service`, `peer`, `client`, `event`, `reason`, `flow`, `since` | JSON lines of [`AuditRecord`] |
 //! | POST /v1/reload      |                    | [`Done`]               |
 //! | GET /metrics         |                    | Prometheus text        |
 //!
@@ -274,7 +274,8 @@ pub struct Finding {
 pub struct AuditRecord {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused` or `started`.
+    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started` or
+    /// `lost`.
     pub event: String,
     pub site: String,
     /// The peer's, if its identity has one.
@@ -324,4 +325,12 @@ pub struct AuditRecord {
     /// What changed, for `configuration`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Its place in the file's chain, and that chain's hashes: see [`crate::chain`]. A line that is followed as it comes has
+    /// none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! The table. Both directions of a flow are found by their own key, are inserted together and die together.
 
 use super::keys::Keys;
-use super::life::{Side, State, Stirred, Traffic, is_in_flight, stir};
+use super::life::{Side, State, Stirred, Traffic, begins_anew, is_in_flight, stir};
 use super::slots::Slots;
 use super::wheel::{Link, NONE, Wheel};
 use crate::addr::PeerId;
@@ -253,6 +253,12 @@ impl Table {
             }
         }
         stirred
+    }
+
+    /// Whether this packet begins another connection in a flow that has ended.
+    #[must_use]
+    pub fn would_reopen(&self, id: FlowId, traffic: &Traffic) -> bool {
+        self.get(id).is_some_and(|flow| begins_anew(flow.state, traffic))
     }
 
     /// The flows of numbers `from` to `from + count` that were judged under another version.

@@ -208,6 +208,9 @@ impl Node {
 
     /// Inserts a flow, makes room for it if need be, counts and tells it.
     pub(super) fn insert(&mut self, new: NewFlow, now: Instant) -> Result<FlowId, Refused> {
+        if self.audit_failed {
+            return Err(Refused::because(Reason::AuditFailed).of(new.peer));
+        }
         let shares = (self.table.capacity() / PEER_SHARE, self.table.capacity() / CALLER_SHARE);
         let of_peer = self.peer(new.peer).map_or(0, |peer| peer.flows);
         let of_caller = self.callers.get(new.owner.caller).map_or(0, |caller| caller.flows);

@@ -54,6 +54,7 @@ impl Node {
             events_lost: 0,
             flows_opened: 0,
             flows_closed: 0,
+            audit_failed: false,
             fragments: crate::flow::fragments::Fragments::default(),
             idle: Vec::new(),
             settings: Settings { peers: Vec::new(), mappings: Vec::new(), ..settings.clone() },
@@ -270,6 +271,11 @@ impl Node {
     /// A new address for a peer's configured endpoint, as its name resolved.
     pub fn set_endpoint(&mut self, peer: PeerId, endpoint: SocketAddr) {
         self.tunnels.set_endpoint(peer, endpoint);
+    }
+
+    /// While the log that flows must be told to cannot be written, those that are open go on and no other opens.
+    pub fn set_audit_failed(&mut self, failed: bool) {
+        self.audit_failed = failed;
     }
 
     /// Ends `count` flows, all of which `is_one` knows.

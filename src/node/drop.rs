@@ -68,6 +68,8 @@ reasons! {
     Revoked = "revoked",
     /// There is no way to the peer at present.
     NoPath = "no-path",
+    /// The audit log is required here and cannot be written.
+    AuditFailed = "audit-failed",
     /// A queue or buffer was full.
     Overload = "overload",
     /// A datagram from the network that no key of ours opens.

@@ -110,6 +110,8 @@ pub struct Node {
     events_lost: u64,
     flows_opened: u64,
     flows_closed: u64,
+    /// What must be told of flows cannot be: none may open.
+    audit_failed: bool,
     fragments: Fragments,
     idle: Vec<FlowId>,
 }
@@ -210,6 +212,9 @@ impl Node {
         use crate::flow::Stirred;
         if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
             return Err(Reason::RateLimit);
+        }
+        if self.audit_failed && self.table.would_reopen(id, traffic) {
+            return Err(Reason::AuditFailed);
         }
         match self.table.record(id, direction, traffic, now) {
             Stirred::Nothing | Stirred::Opened => {}

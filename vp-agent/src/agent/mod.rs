@@ -33,6 +33,9 @@ use vp::node::{Node, ServicePattern, Settings, SettingsError};
 use vp_proto::api::AuditRecord;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+/// Where the chain of audit records stands, in `state_dir`.
+const AUDIT_HEAD: &str = "audit.head";
+
 /// Everything that the control thread shares.
 pub struct Agent {
     /// This site.
@@ -98,7 +101,9 @@ impl Agent {
         torn.iter().for_each(|warning| tracing::warn!("{warning}"));
         let runtime = Runtime::load(&state)?;
         let endpoints = Endpoints::load(&state)?;
-        let audit = Audit::open(config.audit.as_deref()).await.map_err(anyhow::Error::msg)?;
+        let site = config.settings.site.clone();
+        let audit = Audit::open(config.audit.clone(), site.as_str(), &state.file(AUDIT_HEAD)).await;
+        let audit = audit.map_err(anyhow::Error::msg)?;
         let (settings, clashes) = effective(&config, &runtime, &endpoints);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
@@ -125,7 +130,6 @@ impl Agent {
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
         let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
-        let site = config.settings.site.clone();
         let wanted =
             Desired { config, runtime, network: Some(network), nft, listen_port: listen.port(), warnings: clashes };
         let agent = Arc::new(Self {

@@ -43,7 +43,7 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/ping", post(ask::ping))
         .route("/v1/explain", post(ask::explain))
         .route("/v1/doctor", get(show::doctor))
-        .route("/v1/audit", get(show::audit))
+        .route("/v1/audit", get(show::audit_lines))
         .route("/metrics", get(show::metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such request; is vp-ctl newer than the agent?") })

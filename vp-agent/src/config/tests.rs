@@ -121,7 +121,7 @@ dns: {{zone: vp}}
 #[test]
 fn only_site_and_pool_are_needed() {
     let config = parse(HEAD).expect("good");
-    assert!(config.settings.peers.is_empty() && config.listen.is_none() && config.audit.is_none());
+    assert!(config.settings.peers.is_empty() && config.listen.is_none() && config.audit == AuditSettings::default());
     assert_eq!(config.interface, "vp0");
     assert_eq!(config.socket, Path::new("/run/vp/agent.sock"));
     // Sections whose entries are all commented out.
