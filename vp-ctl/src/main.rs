@@ -6,6 +6,7 @@ mod failure;
 mod json;
 mod render;
 mod verbs;
+mod verify;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use client::Client;

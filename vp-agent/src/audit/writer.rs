@@ -259,6 +259,10 @@ impl Shared {
             self.set_failing(true);
         } else if work.pending.is_empty() {
             self.set_failing(false);
+            // Nothing was lost by it.
+            if self.settings.required && queue.lost == lost {
+                queue.failure = None;
+            }
         }
     }
 
