@@ -3,6 +3,7 @@
 
 mod client;
 mod failure;
+mod gather;
 mod json;
 mod render;
 mod verbs;

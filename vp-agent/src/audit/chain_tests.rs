@@ -84,8 +84,12 @@ async fn lines_that_were_lost_are_told_by_the_next_one_that_was_not() {
     audit.write([record("4")]);
     audit.stop().await;
     assert_eq!((audit.lost(), follow(&[read(&path)]).len()), (2, 3));
-    assert!(read(&path).lines().nth(1).is_some_and(|line| line.contains(r#""event":"lost","#)
-        && line.contains(r#""repeated":2,"#)));
+    assert!(
+        read(&path)
+            .lines()
+            .nth(1)
+            .is_some_and(|line| line.contains(r#""event":"lost","#) && line.contains(r#""repeated":2,"#))
+    );
 }
 
 #[tokio::test]

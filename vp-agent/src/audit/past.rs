@@ -31,7 +31,8 @@ pub(super) fn last(path: &Path, lines: usize, filter: &Filter) -> io::Result<Vec
             // A line that is being written has no end yet.
             bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
         }
-        let cut = if start > 0 { bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1) } else { 0 };
+        let cut =
+            if start > 0 { bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1) } else { 0 };
         let text = String::from_utf8_lossy(&bytes[cut..]);
         for line in text.lines().rev() {
             if found.len() == lines {

@@ -167,7 +167,8 @@ impl Reader<'_> {
     }
 
     fn audit(&self, audit: &Spanned<file::Audit>) -> Result<AuditSettings> {
-        let at = |text: &str| values::path(text).map_err(|error| self.fail(audit.referenced, format!("audit: {error}")));
+        let at =
+            |text: &str| values::path(text).map_err(|error| self.fail(audit.referenced, format!("audit: {error}")));
         let written = match &audit.value {
             file::Audit::File(path) => return Ok(AuditSettings { file: Some(at(path)?), ..AuditSettings::default() }),
             file::Audit::Settings(written) => written,
