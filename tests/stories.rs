@@ -677,8 +677,9 @@ fn a_peer_does_not_learn_what_services_there_are_for_others() {
     gateway.node.configure(cloud, now).expect("settings");
     let factory = gateway.peers.values().next().copied().expect("peer");
     let explain =
-        |service: &str| gateway.node.explain_inbound(factory, &name(service), None, vp::addr::Protocol::Tcp, 80);
-    assert_eq!(explain("web"), Ok("site:factory".to_owned()));
+        |service: &str| gateway.node.explain_inbound(factory, &name(service), None, (vp::addr::Protocol::Tcp, 80), now);
+    let web = explain("web").expect("allowed");
+    assert_eq!((web.rule.as_str(), web.limit), ("site:factory", None));
     assert_eq!(explain("secret"), Err(Reason::UnknownCaller));
     assert_eq!((explain("payroll"), explain("nothing")), (Err(Reason::NotExposed), Err(Reason::NotExposed)));
 }

@@ -240,7 +240,7 @@ pub struct ExplainRequest {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// `allowed` or `denied`.
+    /// `allowed`, `denied`, or `unanswered`: allowed, but the target does not answer.
     pub verdict: String,
     /// Of the closed list; absent when allowed.
     pub reason: Option<String>,

@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// A peer has at most one in this many of all flows, a caller one in the next.
-const PEER_SHARE: u32 = 2;
-const CALLER_SHARE: u32 = 4;
+pub(super) const PEER_SHARE: u32 = 2;
+pub(super) const CALLER_SHARE: u32 = 4;
 /// A peer's callers hold at most one in this many of the pool's addresses.
 const POOL_SHARE: usize = 2;
 /// A caller's presence, or its wire index, that no flow used for so long may go to another caller when there is no other
@@ -282,7 +282,7 @@ impl Node {
     }
 
     /// Callers of one peer must not take the whole pool from the others.
-    fn is_share_used_up(&self, holder: &Holder) -> bool {
+    pub(super) fn is_share_used_up(&self, holder: &Holder) -> bool {
         let Holder::CallerPresence { site, family, .. } = holder else { return false };
         let held = self.leases.callers_of(site, *family);
         held >= (self.settings.pool.size(*family) / POOL_SHARE).max(1)

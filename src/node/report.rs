@@ -18,7 +18,7 @@ impl Node {
         self.peers.ids().filter_map(|peer| Some((peer, self.peer_status(peer, now)?))).collect()
     }
 
-    fn peer_status(&self, peer: PeerId, now: Instant) -> Option<api::PeerStatus> {
+    pub(super) fn peer_status(&self, peer: PeerId, now: Instant) -> Option<api::PeerStatus> {
         let settings = &self.peer(peer)?.settings;
         let tunnel = self.tunnels.report(peer, now)?;
         let up = self.tunnels.is_up(peer);

@@ -5,7 +5,7 @@ use crate::dataplane::Handle;
 use std::net::IpAddr;
 use vp::addr::PeerId;
 use vp::catalogue::Offer;
-use vp::node::{OfferError, Reason};
+use vp::node::{Allowed, OfferError, Reason};
 
 impl Link for Handle {
     async fn has_agent(&self, peer: PeerId) -> bool {
@@ -31,9 +31,10 @@ impl Link for Handle {
         set.unwrap_or(Err(OfferError::UnknownPeer))
     }
 
-    async fn explain(&self, peer: PeerId, target: Target, caller: Option<u16>) -> Result<String, Reason> {
+    async fn explain(&self, peer: PeerId, target: Target, caller: Option<u16>) -> Result<Allowed, Reason> {
         let Target { service, protocol, port } = target;
-        let explain = self.call(move |node, _, _| node.explain_inbound(peer, &service, caller, protocol, port));
+        let explain =
+            self.call(move |node, _, now| node.explain_inbound(peer, &service, caller, (protocol, port), now));
         explain.await.unwrap_or(Err(Reason::NoPath))
     }
 

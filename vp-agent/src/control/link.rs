@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use vp::addr::{Name, PeerId, Protocol};
 use vp::catalogue::Offer;
-use vp::node::{OfferError, Reason};
+use vp::node::{Allowed, OfferError, Reason};
 
 /// A port of a service, as a peer names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,14 +29,13 @@ pub trait Link: Clone + Send + Sync + 'static {
     /// What the peer offers to this site now.
     fn set_offer(&self, peer: PeerId, offer: Offer) -> impl Future<Output = Result<(), OfferError>> + Send;
 
-    /// What this gateway would decide about a call of the peer's caller (none: any host of its site): the rule that
-    /// allows it, or why not.
+    /// What this gateway would decide about a call of the peer's caller (none: any host of its site).
     fn explain(
         &self,
         peer: PeerId,
         target: Target,
         caller: Option<u16>,
-    ) -> impl Future<Output = Result<String, Reason>> + Send;
+    ) -> impl Future<Output = Result<Allowed, Reason>> + Send;
 
     /// A backend of the service, if the peer may use it and the port is one of its ports.
     fn probe_target(&self, peer: PeerId, target: Target) -> impl Future<Output = Option<IpAddr>> + Send;

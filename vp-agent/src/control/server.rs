@@ -18,9 +18,12 @@ use tonic::{Request, Response, Status};
 use tracing::debug;
 use vp::addr::{Name, PeerId, Protocol, wire};
 use vp::catalogue::Offer;
+use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
-use vp_proto::control::{ExplainRequest, ExplainResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse};
+use vp_proto::control::{
+    ExplainRequest, ExplainResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
+};
 
 /// Requests are a few names and numbers.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -143,8 +146,14 @@ impl<L: Link> Control for Service<L> {
             Ok(_) | Err(_) => return Err(Status::invalid_argument("caller: expected a wire index or 0")),
         };
         let verdict = match self.link.explain(self.peer, target, caller).await {
-            Ok(rule) => ExplainResponse { allowed: true, reason: String::new(), rule },
-            Err(reason) => ExplainResponse { allowed: false, reason: reason.word().to_owned(), rule: String::new() },
+            Ok(Allowed { rule, limit, source }) => ExplainResponse {
+                allowed: true,
+                reason: String::new(),
+                rule,
+                limit: Some(limit.map_or_else(String::new, |reason| reason.word().to_owned())),
+                reply_route: reply_route(source).into(),
+            },
+            Err(reason) => ExplainResponse { reason: reason.word().to_owned(), ..ExplainResponse::default() },
         };
         Ok(Response::new(verdict))
     }
@@ -190,6 +199,13 @@ fn read_target(service: &str, protocol: i32, port: u32) -> Result<Target, Status
         return Err(invalid("port: expected 0 for ICMP and only for it"));
     }
     Ok(Target { service, protocol, port })
+}
+
+fn reply_route(source: Source) -> ReplyRoute {
+    match source {
+        Source::Masquerade => ReplyRoute::Masquerade,
+        Source::Presence => ReplyRoute::Presence,
+    }
 }
 
 async fn probe_tcp(target: SocketAddr) -> Response<ProbeResponse> {
