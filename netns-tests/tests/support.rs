@@ -80,7 +80,8 @@ fn each_step_of_a_call_is_named_and_on_a_denial_who_must_change_what(lab: &Lab, 
         "start the server",
     )?;
     let open = factory.host.namespace.tcp((busy, 80))?;
-    wait_until("the service's only flow", || Ok(server.callers.count() == 1))?;
+    let flows = || world.cloud.agent.ask("flows --service busy");
+    wait_until("the service's only flow", || Ok(flows()?.as_array().is_some_and(|flows| flows.len() == 1)))?;
     is(
         &factory.agent,
         &format!("{plc} --to busy.cloud"),

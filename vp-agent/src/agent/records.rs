@@ -72,6 +72,16 @@ pub(super) fn peer_record(event: &str, own: &Own, peer: &Known) -> AuditRecord {
     }
 }
 
+pub(super) fn lost_record(site: &str, events: u64) -> AuditRecord {
+    AuditRecord {
+        event: "lost".to_owned(),
+        site: site.to_owned(),
+        repeated: Some(events),
+        detail: Some("so many events found no room on their way to the log".to_owned()),
+        ..AuditRecord::default()
+    }
+}
+
 fn record(event: &str, own: &Own, peer: Option<&Known>, tuple: &FiveTuple) -> AuditRecord {
     let protocol = Protocol::from_number(tuple.protocol).map(|protocol| protocol.to_string());
     let nobody = || AuditRecord { event: event.to_owned(), site: own.site.to_owned(), ..AuditRecord::default() };

@@ -2,7 +2,7 @@
 //! servers or for other programs.
 
 use super::names::{Known, Names, peer_of};
-use super::records::{Own, denial_record, flow_record, peer_record};
+use super::records::{Own, denial_record, flow_record, lost_record, peer_record};
 use super::{Agent, tasks};
 use crate::audit::Entry;
 use crate::control::Notice;
@@ -31,6 +31,8 @@ pub struct Running {
     syncer: Arc<Syncer>,
     data: JoinHandle<()>,
     names: Names,
+    /// Events that the audit log says were lost.
+    lost_told: u64,
 }
 
 impl Running {
@@ -41,7 +43,7 @@ impl Running {
         syncer: Syncer,
         data: JoinHandle<()>,
     ) -> Self {
-        Self { agent, events, notices, syncer: Arc::new(syncer), data, names: Names::default() }
+        Self { agent, events, notices, syncer: Arc::new(syncer), data, names: Names::default(), lost_told: 0 }
     }
 
     /// Carries events until told to stop. An error when there is nothing to carry any more.
@@ -60,8 +62,22 @@ impl Running {
                     tokio::task::yield_now().await;
                 }
                 Some(notice) = self.notices.recv() => self.notice(notice).await,
-                _ = tick.tick() => self.agent.audit.tick(),
+                _ = tick.tick() => {
+                    self.agent.audit.tick();
+                    self.tell_lost().await;
+                }
             }
+        }
+    }
+
+    /// What found no room on its way here is missing in the log, which says so.
+    async fn tell_lost(&mut self) {
+        let of_node = self.agent.handle.call(|node, _, _| node.events_lost()).await.unwrap_or(0);
+        let lost = of_node + self.agent.handle.counters().events_lost.load(Ordering::Relaxed);
+        if lost > self.lost_told {
+            let more = lost - self.lost_told;
+            self.lost_told = lost;
+            self.agent.audit.write([Entry::Record(lost_record(self.agent.site.as_str(), more))]);
         }
     }
 

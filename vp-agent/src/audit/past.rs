@@ -74,7 +74,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("audit.jsonl");
         let line = |n: u32| {
-            let event = if n % 10_000 == 0 { "rare" } else { "often" };
+            let event = if n.is_multiple_of(10_000) { "rare" } else { "often" };
             format!("{{\"time\":\"{n:08}\",\"event\":\"{event}\",\"site\":\"{}\"}}\n", "x".repeat(100))
         };
         let text: String = (0..100_000).map(line).collect();

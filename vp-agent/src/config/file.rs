@@ -94,7 +94,7 @@ pub enum Target {
 #[derive(Debug)]
 pub enum Audit {
     File(String),
-    Settings(AuditSettings),
+    Settings(Box<AuditSettings>),
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,7 +164,8 @@ impl<'de> Visitor<'de> for AuditVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Audit, A::Error> {
-        AuditSettings::deserialize(value::MapAccessDeserializer::new(map)).map(Audit::Settings)
+        let settings = AuditSettings::deserialize(value::MapAccessDeserializer::new(map))?;
+        Ok(Audit::Settings(Box::new(settings)))
     }
 }
 

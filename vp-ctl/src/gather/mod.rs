@@ -24,8 +24,10 @@ const PROGRAM_MAX: Duration = Duration::from_secs(10);
 const AUDIT_LINES: &str = "1000";
 const FLOWS: &str = "1000";
 
-/// What the agent says, and the file it becomes.
-const QUESTIONS: [(&str, &str, &[(&str, &str)]); 6] = [
+/// A file of the archive, and what the agent is asked for it.
+type Question = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const QUESTIONS: [Question; 6] = [
     ("agent/status.json", "/v1/status", &[]),
     ("agent/services.json", "/v1/services", &[]),
     ("agent/flows.json", "/v1/flows", &[("limit", FLOWS)]),
