@@ -79,7 +79,7 @@ fn a_request_arrives_from_a_presence_and_its_answer_comes_back_from_one() {
 fn without_its_audit_log_a_gateway_that_requires_it_opens_no_flow_and_carries_those_that_are_open() {
     let mut world = world();
     let (web, caller) = connect(&mut world);
-    let now = |world: &mut World, failed| world.gateway("cloud").node.set_audit_failed(failed);
+    let now = |world: &mut World, failed| world.gateway("cloud").node.require_audit(failed);
     now(&mut world, true);
     world.send("factory", &tcp((plc(), 4001), (web, 80), "S", 100, 0, b""));
     world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"GET /"));
@@ -98,6 +98,11 @@ fn without_its_audit_log_a_gateway_that_requires_it_opens_no_flow_and_carries_th
     world.run(Duration::from_millis(100));
     let syn = read(&world.gateway("cloud").take_one());
     assert_eq!((syn.from, syn.sequence), ((caller, 4000), 900));
+    // Nor does one that there is no room to tell of.
+    world.gateway("cloud").node.set_events_crowded(true);
+    world.send("factory", &tcp((plc(), 4002), (web, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.gateway("cloud").drops(Reason::AuditFailed), 3);
 }
 
 #[test]

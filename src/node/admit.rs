@@ -208,7 +208,7 @@ impl Node {
 
     /// Inserts a flow, makes room for it if need be, counts and tells it.
     pub(super) fn insert(&mut self, new: NewFlow, now: Instant) -> Result<FlowId, Refused> {
-        if self.audit_failed {
+        if !self.told.is_sure() {
             return Err(Refused::because(Reason::AuditFailed).of(new.peer));
         }
         let shares = (self.table.capacity() / PEER_SHARE, self.table.capacity() / CALLER_SHARE);

@@ -54,7 +54,7 @@ impl Node {
             events_lost: 0,
             flows_opened: 0,
             flows_closed: 0,
-            audit_failed: false,
+            told: super::Told::default(),
             fragments: crate::flow::fragments::Fragments::default(),
             idle: Vec::new(),
             settings: Settings { peers: Vec::new(), mappings: Vec::new(), ..settings.clone() },
@@ -273,9 +273,15 @@ impl Node {
         self.tunnels.set_endpoint(peer, endpoint);
     }
 
-    /// While the log that flows must be told to cannot be written, those that are open go on and no other opens.
-    pub fn set_audit_failed(&mut self, failed: bool) {
-        self.audit_failed = failed;
+    /// From now on flows must be told of. While the log they are told to cannot be written, those that are open go on and no
+    /// other opens.
+    pub fn require_audit(&mut self, failed: bool) {
+        self.told = super::Told { required: true, failed, ..self.told };
+    }
+
+    /// Whether events about flows may soon find no room on their way.
+    pub fn set_events_crowded(&mut self, crowded: bool) {
+        self.told.crowded = crowded;
     }
 
     /// Ends `count` flows, all of which `is_one` knows.

@@ -8,7 +8,7 @@ use std::time::Instant;
 impl Node {
     /// `service` is the number of an exposed one; none for a call that leaves this site.
     pub(super) fn used_up(&self, peer: PeerId, caller: &Holder, service: Option<u32>, now: Instant) -> Option<Reason> {
-        if self.audit_failed {
+        if !self.told.is_sure() {
             return Some(Reason::AuditFailed);
         }
         let of_peer = self.peer(peer).map_or(0, |peer| peer.flows);

@@ -111,8 +111,7 @@ pub struct Node {
     events_lost: u64,
     flows_opened: u64,
     flows_closed: u64,
-    /// What must be told of flows cannot be: none may open.
-    audit_failed: bool,
+    told: Told,
     fragments: Fragments,
     idle: Vec<FlowId>,
 }
@@ -122,6 +121,21 @@ pub struct Node {
 struct Sweep {
     next: u32,
     left: u32,
+}
+
+/// Whether what is told of flows arrives.
+#[derive(Clone, Copy, Default, Debug)]
+struct Told {
+    /// Flows that cannot be told of may not open.
+    required: bool,
+    failed: bool,
+    crowded: bool,
+}
+
+impl Told {
+    fn is_sure(self) -> bool {
+        !self.required || !(self.failed || self.crowded)
+    }
 }
 
 /// What an exposed service may take.
@@ -214,7 +228,7 @@ impl Node {
         if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
             return Err(Reason::RateLimit);
         }
-        if self.audit_failed && self.table.would_reopen(id, traffic) {
+        if !self.told.is_sure() && self.table.would_reopen(id, traffic) {
             return Err(Reason::AuditFailed);
         }
         match self.table.record(id, direction, traffic, now) {

@@ -61,7 +61,7 @@ async fn follow_audit(agent: Arc<Agent>) {
     let Some(mut failing) = agent.audit.failing() else { return };
     loop {
         let failed = *failing.borrow_and_update();
-        let told = agent.handle.call(move |node, _, _| node.set_audit_failed(failed)).await;
+        let told = agent.handle.call(move |node, _, _| node.require_audit(failed)).await;
         if failed {
             tracing::warn!("no new flows: {}", agent.audit.failure().unwrap_or_default());
         }
