@@ -4,6 +4,7 @@
 use crate::packet::{FiveTuple, Kind, Packet};
 use ring::digest::{Context, SHA256};
 use std::net::{IpAddr, Ipv6Addr};
+use vp_proto::chain::hex;
 
 /// Changes with what is hashed, so that ids of different makes never meet.
 const DOMAIN: &[u8] = b"vp flow 1";
@@ -58,10 +59,6 @@ fn mapped(address: IpAddr) -> Ipv6Addr {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -61,8 +61,21 @@ async fn the_chain_goes_on_through_rotations_restarts_and_torn_lines() {
     audit.write([record("7")]);
     audit.stop().await;
     let texts = [at("first"), at("second"), at("audit.jsonl.1"), path].map(|path| read(&path));
-    let torn = "so many lines could not be written before this one";
+    let torn = "so many lines could not be written, about this time";
     assert_eq!(follow(&texts), ["1", "2", "3", "4", "5", torn, "6", "7"]);
+}
+
+#[tokio::test]
+async fn what_is_no_half_line_of_a_log_is_not_cut() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("notes.txt");
+    fs::write(&path, "not a log").expect("written");
+    let audit = open(&path).await.expect("audit");
+    audit.write([record("1")]);
+    audit.stop().await;
+    let text = read(&path);
+    let (before, log) = text.split_once('\n').expect("lines");
+    assert_eq!((before, follow(&[log.to_owned()])), ("not a log", vec!["1".to_owned()]));
 }
 
 #[tokio::test]

@@ -10,6 +10,8 @@ use vp_proto::chain::{Head, Line};
 
 /// No line is longer by far; so much of a file's end is looked at for its last one.
 const LINE_BYTES_MAX: u64 = 64 << 10;
+/// How each begins: with its time.
+const RECORD: &[u8] = b"{\"time\":";
 
 #[derive(Debug)]
 pub(super) struct ChainedFile {
@@ -46,15 +48,19 @@ impl ChainedFile {
         self.open = None;
         let mut options = OpenOptions::new();
         let options = options.append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&self.path)?;
+        let mut file = options.open(&self.path)?;
         let mut torn = 0;
         let mut last = None;
         if file.metadata()?.is_file() {
             let tail = tail(&self.path)?;
             last = tail.last;
-            if tail.torn > 0 {
-                file.set_len(file.metadata()?.len().saturating_sub(tail.torn))?;
-                torn = 1;
+            match tail.torn {
+                Torn::Nothing => {}
+                Torn::Ours(bytes) => {
+                    file.set_len(file.metadata()?.len().saturating_sub(bytes))?;
+                    torn = 1;
+                }
+                Torn::Other => file.write_all(b"\n")?,
             }
         }
         let head = self.head.unwrap_or_else(|| self.head_of_before(last));
@@ -134,8 +140,16 @@ impl Batch {
 /// How a file ends.
 struct Tail {
     last: Option<Head>,
-    /// Bytes behind the last whole line.
-    torn: u64,
+    torn: Torn,
+}
+
+/// What is behind the last whole line.
+enum Torn {
+    Nothing,
+    /// So many bytes of a record.
+    Ours(u64),
+    /// Something that is no half line of a log, and is not cut.
+    Other,
 }
 
 fn tail(path: &Path) -> io::Result<Tail> {
@@ -145,7 +159,14 @@ fn tail(path: &Path) -> io::Result<Tail> {
     let mut bytes = Vec::new();
     file.take(LINE_BYTES_MAX).read_to_end(&mut bytes)?;
     let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    let torn = (bytes.len() - whole) as u64;
+    let rest = &bytes[whole..];
+    let torn = if rest.is_empty() {
+        Torn::Nothing
+    } else if rest.starts_with(RECORD) || RECORD.starts_with(rest) {
+        Torn::Ours(rest.len() as u64)
+    } else {
+        Torn::Other
+    };
     let text = String::from_utf8_lossy(&bytes[..whole]);
     let last = text.lines().next_back().and_then(Line::parse).map(|line| line.head());
     Ok(Tail { last, torn })

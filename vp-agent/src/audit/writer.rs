@@ -276,7 +276,7 @@ impl Shared {
             event: "lost".to_owned(),
             site: self.settings.site.clone(),
             repeated: Some(lines),
-            detail: Some("so many lines could not be written before this one".to_owned()),
+            detail: Some("so many lines could not be written, about this time".to_owned()),
             ..AuditRecord::default()
         };
         // Texts and numbers alone are always JSON.
