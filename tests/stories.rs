@@ -76,6 +76,36 @@ fn a_request_arrives_from_a_presence_and_its_answer_comes_back_from_one() {
 }
 
 #[test]
+fn without_its_audit_log_a_gateway_that_requires_it_opens_no_flow_and_carries_those_that_are_open() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    let now = |world: &mut World, failed| world.gateway("cloud").node.require_audit(failed);
+    now(&mut world, true);
+    world.send("factory", &tcp((plc(), 4001), (web, 80), "S", 100, 0, b""));
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"GET /"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("cloud").take_one()).payload, b"GET /");
+    assert_eq!(world.gateway("cloud").drops(Reason::AuditFailed), 1);
+    // Another connection of the same ends is a new flow too.
+    for (flags, sequence) in [("R", 106), ("S", 900)] {
+        world.send("factory", &tcp((plc(), 4000), (web, 80), flags, sequence, 0, b""));
+        world.run(Duration::from_millis(100));
+    }
+    assert_eq!(read(&world.gateway("cloud").take_one()).flags, "R");
+    assert_eq!(world.gateway("cloud").drops(Reason::AuditFailed), 2);
+    now(&mut world, false);
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "S", 900, 0, b""));
+    world.run(Duration::from_millis(100));
+    let syn = read(&world.gateway("cloud").take_one());
+    assert_eq!((syn.from, syn.sequence), ((caller, 4000), 900));
+    // Nor does one that there is no room to tell of.
+    world.gateway("cloud").node.set_events_crowded(true);
+    world.send("factory", &tcp((plc(), 4002), (web, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.gateway("cloud").drops(Reason::AuditFailed), 3);
+}
+
+#[test]
 fn payload_and_sequence_numbers_pass_untouched_both_ways() {
     let mut world = world();
     let (web, caller) = connect(&mut world);
@@ -652,8 +682,9 @@ fn a_peer_does_not_learn_what_services_there_are_for_others() {
     gateway.node.configure(cloud, now).expect("settings");
     let factory = gateway.peers.values().next().copied().expect("peer");
     let explain =
-        |service: &str| gateway.node.explain_inbound(factory, &name(service), None, vp::addr::Protocol::Tcp, 80);
-    assert_eq!(explain("web"), Ok("site:factory".to_owned()));
+        |service: &str| gateway.node.explain_inbound(factory, &name(service), None, (vp::addr::Protocol::Tcp, 80), now);
+    let web = explain("web").expect("allowed");
+    assert_eq!((web.rule.as_str(), web.limit), ("site:factory", None));
     assert_eq!(explain("secret"), Err(Reason::UnknownCaller));
     assert_eq!((explain("payroll"), explain("nothing")), (Err(Reason::NotExposed), Err(Reason::NotExposed)));
 }

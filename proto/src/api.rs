@@ -14,7 +14,7 @@
 //! | POST /v1/ping        | [`PingRequest`]    | `Vec<`[`Step`]`>`      |
 //! | POST /v1/explain     | [`ExplainRequest`] | [`Explanation`]        |
 //! | GET /v1/doctor       |                    | `Vec<`[`Finding`]`>`   |
-//! | GET /v1/audit        | `?lines=N&follow=B`| JSON lines             |
+//! | GET /v1/audit        | `?lines=N&follow=B`, and what must be so: `service`, `peer`, `client`, `event`, `reason`, `flow`, `since` | JSON lines of [`AuditRecord`] |
 //! | POST /v1/reload      |                    | [`Done`]               |
 //! | GET /metrics         |                    | Prometheus text        |
 //!
@@ -139,6 +139,9 @@ pub struct FlowTable {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
+    /// The same at both gateways; see [`AuditRecord::flow`].
+    #[serde(default)]
+    pub flow: String,
     pub protocol: String,
     pub service: String,
     pub peer: String,
@@ -237,7 +240,7 @@ pub struct ExplainRequest {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// `allowed` or `denied`.
+    /// `allowed`, `denied`, or `unanswered`: allowed, but the target does not answer.
     pub verdict: String,
     /// Of the closed list; absent when allowed.
     pub reason: Option<String>,
@@ -271,9 +274,13 @@ pub struct Finding {
 pub struct AuditRecord {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused` or `started`.
+    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started` or
+    /// `lost`.
     pub event: String,
     pub site: String,
+    /// The peer's, if its identity has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -282,14 +289,24 @@ pub struct AuditRecord {
     pub service: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
+    /// The port that was called: of a flow the service's own, of a denial as it came to its door. ICMP has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The flow's id, the same at both gateways: 16 hexadecimal digits of who calls whom, and for a TCP connection whose
+    /// beginning was seen a hyphen and 8 of which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_view: Option<Ends>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wire_view: Option<Ends>,
+    /// `allowed` or `denied`, of flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
     /// Why denied, or why closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The `allow` entry that let it pass.
+    /// The `allow` (or `callers`) entry that let it pass; of a denial the list that did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -308,4 +325,12 @@ pub struct AuditRecord {
     /// What changed, for `configuration`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
+    /// Its place in the file's chain, and that chain's hashes: see [`crate::chain`]. A line that is followed as it comes has
+    /// none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
 }

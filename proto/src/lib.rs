@@ -2,6 +2,7 @@
 //! between agents (`control`, schema in `control.proto`).
 
 pub mod api;
+pub mod chain;
 
 #[cfg(feature = "control")]
 pub mod control {

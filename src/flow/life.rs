@@ -106,8 +106,7 @@ pub(super) fn stir(
             State::HalfOpen | State::Open | State::Reset | State::Closed => (state, Stirred::Nothing),
         };
     }
-    let ended = matches!(state, State::Reset | State::Closed);
-    if ended && tcp.flags & (SYN | ACK) == SYN {
+    if begins_anew(state, traffic) {
         (*from, *to) = (Side::default(), Side::default());
         follow(from, &tcp, traffic.payload_bytes);
         return (State::HalfOpen, Stirred::Reopened);
@@ -122,6 +121,12 @@ pub(super) fn stir(
         State::Open if from.finished && to.finished => (State::Closed, Stirred::Ended),
         State::HalfOpen | State::Open | State::Closed => (state, Stirred::Nothing),
     }
+}
+
+/// Whether it is the first packet of a connection, in a flow whose last one has ended.
+pub(super) fn begins_anew(state: State, traffic: &Traffic) -> bool {
+    let ended = matches!(state, State::Reset | State::Closed);
+    ended && traffic.tcp.is_some_and(|tcp| tcp.flags & (SYN | ACK | RST) == SYN)
 }
 
 fn follow(side: &mut Side, tcp: &TcpHead, payload_bytes: u32) {

@@ -1,7 +1,7 @@
 //! The table. Both directions of a flow are found by their own key, are inserted together and die together.
 
 use super::keys::Keys;
-use super::life::{Side, State, Stirred, Traffic, is_in_flight, stir};
+use super::life::{Side, State, Stirred, Traffic, begins_anew, is_in_flight, stir};
 use super::slots::Slots;
 use super::wheel::{Link, NONE, Wheel};
 use crate::addr::PeerId;
@@ -45,6 +45,8 @@ pub struct NewFlow {
     pub opened_by: Direction,
     pub owner: Owner,
     pub version: u32,
+    /// Of the TCP connection, if its beginning was seen.
+    pub initial_sequence: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,8 @@ pub struct Flow {
     /// Of the policy and catalogue that allowed it.
     pub version: u32,
     pub state: State,
+    /// Of the TCP connection, if its beginning was seen.
+    pub initial_sequence: Option<u32>,
     pub outbound: Count,
     pub inbound: Count,
     outbound_side: Side,
@@ -185,6 +189,7 @@ impl Table {
             owner: new.owner,
             version: new.version,
             state: State::HalfOpen,
+            initial_sequence: new.initial_sequence,
             outbound: Count::default(),
             inbound: Count::default(),
             outbound_side: Side::default(),
@@ -235,6 +240,9 @@ impl Table {
         let before = flow.state;
         let (state, stirred) = stir(before, from, to, by_opener, traffic);
         flow.state = state;
+        if stirred == Stirred::Reopened && state == State::HalfOpen {
+            flow.initial_sequence = traffic.tcp.map(|tcp| tcp.sequence);
+        }
         if state != before {
             self.unlink_deadline(id.0);
             self.set_deadline(id.0);
@@ -245,6 +253,12 @@ impl Table {
             }
         }
         stirred
+    }
+
+    /// Whether this packet begins another connection in a flow that has ended.
+    #[must_use]
+    pub fn would_reopen(&self, id: FlowId, traffic: &Traffic) -> bool {
+        self.get(id).is_some_and(|flow| begins_anew(flow.state, traffic))
     }
 
     /// The flows of numbers `from` to `from + count` that were judged under another version.
@@ -412,6 +426,7 @@ mod tests {
             opened_by: Direction::Outbound,
             owner: Owner { service: 1, caller: 1, rule: 0 },
             version: 1,
+            initial_sequence: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The first packet of a flow: what it calls, whether it may, what its addresses become. Both directions are inserted
 //! together. Judging and admitting are apart, so that a flow can be judged again without being opened again.
 
+use super::flow_id::initial_sequence;
 use super::{Denial, Event, FlowEnd, Node, Opener, Reason, Refused};
 use crate::addr::{Family, Grant, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{CallerSelector, Presence};
@@ -13,8 +14,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// A peer has at most one in this many of all flows, a caller one in the next.
-const PEER_SHARE: u32 = 2;
-const CALLER_SHARE: u32 = 4;
+pub(super) const PEER_SHARE: u32 = 2;
+pub(super) const CALLER_SHARE: u32 = 4;
 /// A peer's callers hold at most one in this many of the pool's addresses.
 const POOL_SHARE: usize = 2;
 /// A caller's presence, or its wire index, that no flow used for so long may go to another caller when there is no other
@@ -64,8 +65,9 @@ impl Node {
             protocol: tuple.protocol,
         };
         let owner = self.owner(outward.presence, &caller, outward.rule, now);
-        let (peer, version) = (outward.peer, self.version);
-        self.insert(NewFlow { peer, site: tuple, wire, opened_by: Direction::Outbound, owner, version }, now)
+        let (peer, version, initial_sequence) = (outward.peer, self.version, initial_sequence(packet));
+        let opened_by = Direction::Outbound;
+        self.insert(NewFlow { peer, site: tuple, wire, opened_by, owner, version, initial_sequence }, now)
     }
 
     /// Whether a host of this site may open this flow, and to where.
@@ -127,8 +129,9 @@ impl Node {
             protocol: tuple.protocol,
         };
         let owner = self.owner(inward.service, &caller, inward.rule, now);
-        let (wire, version) = (tuple.reversed(), self.version);
-        self.insert(NewFlow { peer, site, wire, opened_by: Direction::Inbound, owner, version }, now)
+        let (wire, version, initial_sequence) = (tuple.reversed(), self.version, initial_sequence(packet));
+        let opened_by = Direction::Inbound;
+        self.insert(NewFlow { peer, site, wire, opened_by, owner, version, initial_sequence }, now)
     }
 
     /// Whether a caller of the peer's site may open this flow, and which target serves it.
@@ -205,6 +208,9 @@ impl Node {
 
     /// Inserts a flow, makes room for it if need be, counts and tells it.
     pub(super) fn insert(&mut self, new: NewFlow, now: Instant) -> Result<FlowId, Refused> {
+        if !self.told.is_sure() {
+            return Err(Refused::because(Reason::AuditFailed).of(new.peer));
+        }
         let shares = (self.table.capacity() / PEER_SHARE, self.table.capacity() / CALLER_SHARE);
         let of_peer = self.peer(new.peer).map_or(0, |peer| peer.flows);
         let of_caller = self.callers.get(new.owner.caller).map_or(0, |caller| caller.flows);
@@ -276,7 +282,7 @@ impl Node {
     }
 
     /// Callers of one peer must not take the whole pool from the others.
-    fn is_share_used_up(&self, holder: &Holder) -> bool {
+    pub(super) fn is_share_used_up(&self, holder: &Holder) -> bool {
         let Holder::CallerPresence { site, family, .. } = holder else { return false };
         let held = self.leases.callers_of(site, *family);
         held >= (self.settings.pool.size(*family) / POOL_SHARE).max(1)
@@ -335,10 +341,12 @@ impl Node {
         !foreign && wire::parse(source).is_none() && !source.is_loopback() && !source.is_unspecified()
     }
 
-    pub(super) fn deny(&mut self, opener: Opener, tuple: FiveTuple, refused: Refused) {
+    pub(super) fn deny(&mut self, opener: Opener, packet: &Packet, refused: Refused) {
         self.drops.count(refused.reason);
         let Refused { reason, peer, service, client } = refused;
-        self.tell(Event::Denied(Box::new(Denial { opener, peer, service, client, tuple, reason, repeated: 1 })));
+        let (tuple, initial_sequence) = (packet.head.tuple, initial_sequence(packet));
+        let denial = Denial { opener, peer, service, client, tuple, initial_sequence, reason };
+        self.tell(Event::Denied(Box::new(denial)));
     }
 }
 

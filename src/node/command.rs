@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use x25519_dalek::StaticSecret;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 /// How often mappings are tried again that got no address.
 const MAP_PAUSE: Duration = Duration::from_secs(60);
@@ -31,6 +31,7 @@ impl Node {
         let resumes = !leases.is_empty();
         leases.into_iter().try_for_each(|grant| kept.restore(grant))?;
         let mut node = Self {
+            public_key: PublicKey::from(&key).to_bytes(),
             tunnels: Tunnels::new(key, seed, now),
             table: Table::new(settings.flows_max, seed, now),
             leases: kept,
@@ -55,6 +56,7 @@ impl Node {
             events_lost: 0,
             flows_opened: 0,
             flows_closed: 0,
+            told: super::Told::default(),
             fragments: crate::flow::fragments::Fragments::default(),
             hub: Hub::new(seed),
             introduced: Introduced::default(),
@@ -285,6 +287,17 @@ impl Node {
         if let Some(key) = self.peer(peer).map(|peer| peer.settings.public_key) {
             self.find_paths(&key, now);
         }
+    }
+
+    /// From now on flows must be told of. While the log they are told to cannot be written, those that are open go on and no
+    /// other opens.
+    pub fn require_audit(&mut self, failed: bool) {
+        self.told = super::Told { required: true, failed, ..self.told };
+    }
+
+    /// Whether events about flows may soon find no room on their way.
+    pub fn set_events_crowded(&mut self, crowded: bool) {
+        self.told.crowded = crowded;
     }
 
     /// Ends `count` flows, all of which `is_one` knows.

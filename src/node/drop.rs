@@ -72,6 +72,8 @@ reasons! {
     NotBound = "not-bound",
     /// The site's or its tenant's share of this hub's relay is used up.
     RelayLimit = "relay-limit",
+    /// The audit log is required here and cannot be written.
+    AuditFailed = "audit-failed",
     /// A queue or buffer was full.
     Overload = "overload",
     /// A datagram from the network that no key of ours opens.

@@ -56,6 +56,8 @@ pub struct FlowRecord {
     pub client: Option<Name>,
     pub site: FiveTuple,
     pub wire: FiveTuple,
+    /// For [`super::flow_id`]: of the TCP connection, if its beginning was seen.
+    pub initial_sequence: Option<u32>,
     /// The `allow` entry (or `callers` entry) that let it pass.
     pub rule: String,
     pub outbound_packets: u64,
@@ -111,7 +113,6 @@ pub struct Denial {
     pub client: Option<Name>,
     /// As it came in at its door.
     pub tuple: FiveTuple,
+    pub initial_sequence: Option<u32>,
     pub reason: Reason,
-    /// How many alike this stands for.
-    pub repeated: u64,
 }

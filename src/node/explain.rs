@@ -2,9 +2,10 @@
 
 use super::{Node, Reason, Refused};
 use crate::addr::{Family, Holder, Name, PeerId, Protocol, ServiceName, wire};
-use crate::catalogue::Presence;
+use crate::catalogue::{Presence, Source};
 use crate::packet::{FiveTuple, protocol};
 use std::net::IpAddr;
+use std::time::Instant;
 use vp_proto::api::{Explanation, Step};
 
 /// A call from a host of this site to a port of a presence.
@@ -17,17 +18,49 @@ pub struct Call {
     pub port: u16,
 }
 
+/// What a gateway says to a caller that its policy allows. None of it is an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Allowed {
+    /// The `allow` entry.
+    pub rule: String,
+    /// What a new flow would be refused for all the same, now.
+    pub limit: Option<Reason>,
+    /// Whom the server answers to.
+    pub source: Source,
+}
+
 impl Node {
     /// What this gateway would decide. The far gateway has its own word: see [`Self::explain_inbound`].
     #[must_use]
-    pub fn explain(&self, call: &Call) -> Explanation {
-        let presence = self.presence_for(call);
-        let mut steps = vec![presence_step(call, presence)];
-        let Some((presence, address)) = presence else {
-            return denied(steps, Reason::NotMapped);
+    pub fn explain(&self, call: &Call, now: Instant) -> Explanation {
+        let mut steps = Vec::new();
+        match self.steps_here(call, &mut steps, now) {
+            Ok(()) => Explanation { verdict: "allowed".to_owned(), reason: None, steps },
+            Err((step, reason, change)) => {
+                steps.push(failed(step, reason, change));
+                Explanation { verdict: "denied".to_owned(), reason: Some(reason.word().to_owned()), steps }
+            }
+        }
+    }
+
+    /// An error is the step at which it ends.
+    fn steps_here(
+        &self,
+        call: &Call,
+        steps: &mut Vec<Step>,
+        now: Instant,
+    ) -> Result<(), (&'static str, Reason, String)> {
+        let Call { service, .. } = call;
+        steps.push(self.name_step(service)?);
+        let Some((presence, address)) = self.presence_for(call) else {
+            return Err(("presence", Reason::NotMapped, format!("map it here: vp-ctl map {service}")));
         };
-        let source = call.from.or_else(|| self.gateway_address(Family::of(address)));
-        let Some(source) = source else { return denied(steps, Reason::SpoofedSource) };
+        steps.push(ok("presence", format!("{service} is at {}", presence.block)));
+        let family = Family::of(address);
+        let Some(source) = call.from.or_else(|| self.gateway_address(family)) else {
+            let change = format!("give the pool here a prefix of {family}, or call from a host");
+            return Err(("caller", Reason::SpoofedSource, change));
+        };
         let client = self.clients.get(&source).map_or_else(String::new, |name| format!(" ({name})"));
         steps.push(ok("caller", format!("{source}{client}")));
         let tuple = FiveTuple {
@@ -35,44 +68,53 @@ impl Node {
             destination: address,
             source_port: call.port,
             destination_port: call.port,
-            protocol: number(call.protocol, Family::of(address)),
+            protocol: number(call.protocol, family),
         };
-        match self.judge_outbound(&tuple) {
-            Err(Refused { reason, .. }) => {
-                steps.push(failed("policy here", reason, change_here(reason, call, presence)));
-                return denied(steps, reason);
-            }
-            Ok(outward) => {
-                let rule = presence.mapping.callers.get(outward.rule);
-                let rule =
-                    rule.map_or_else(|| "every host of the site may call".to_owned(), |r| format!("callers: {r}"));
-                steps.push(ok("policy here", rule));
-                steps.push(ok(
-                    "offer",
-                    format!("{} offers it, inside the tunnel at {}", call.service.site, outward.wire_destination),
-                ));
-                if !self.tunnels.is_up(outward.peer) {
-                    let change =
-                        format!("see why the tunnel to {} is down: vp-ctl status, vp-ctl ping", call.service.site);
-                    steps.push(failed("tunnel", Reason::NoPath, change));
-                    return denied(steps, Reason::NoPath);
-                }
-                steps.push(ok("tunnel", format!("a session with {} exists", call.service.site)));
-            }
+        let outward = self.judge_outbound(&tuple).map_err(|Refused { reason, .. }| {
+            let step = if matches!(reason, Reason::NotOffered | Reason::NoPath) { "peer" } else { "policy here" };
+            (step, reason, change_here(reason, call, presence))
+        })?;
+        let rule = presence.mapping.callers.get(outward.rule);
+        let rule = rule.map_or_else(|| "every host of the site may call".to_owned(), |rule| format!("callers: {rule}"));
+        steps.push(ok("policy here", rule));
+        if let Some(reason) = self.used_up(outward.peer, &Holder::CallerIndex { address: source }, None, now) {
+            return Err(("limits here", reason, change_here(reason, call, presence)));
         }
-        Explanation { verdict: "allowed".to_owned(), reason: None, steps }
+        steps.push(ok("limits here", "there is room for a new flow".to_owned()));
+        steps
+            .push(ok("peer", format!("{} offers it, inside the tunnel at {}", service.site, outward.wire_destination)));
+        let status = self.peer_status(outward.peer, now).filter(|status| status.state == "up");
+        let Some(status) = status else {
+            let change = format!("see why the tunnel to {} is down: vp-ctl status, vp-ctl ping", service.site);
+            return Err(("path", Reason::NoPath, change));
+        };
+        let (endpoint, age) = (status.endpoint.unwrap_or_default(), status.handshake_age_seconds.unwrap_or_default());
+        steps.push(ok("path", format!("{} to {} at {endpoint}, keys {age} s old", status.path, service.site)));
+        Ok(())
     }
 
-    /// What this gateway would say to a caller of the peer: the rule that allows it, or the reason that does not. A peer
-    /// learns nothing of services that are not for it, not even that they exist.
+    fn name_step(&self, service: &ServiceName) -> Result<Step, (&'static str, Reason, String)> {
+        let site = &service.site;
+        if *site == self.settings.site {
+            let change = "it is a service of this very site: call its target".to_owned();
+            return Err(("name", Reason::NotMapped, change));
+        }
+        if self.peers.by_site(site).is_none() {
+            return Err(("name", Reason::NotOffered, format!("here, add {site} to `peers`; or mend the name")));
+        }
+        Ok(ok("name", format!("{} of {site}, a peer of this site", service.service)))
+    }
+
+    /// What this gateway would say to a caller of the peer. A peer learns nothing of services that are not for it, not even
+    /// that they exist.
     pub fn explain_inbound(
         &self,
         peer: PeerId,
         service: &Name,
         caller: Option<u16>,
-        protocol: Protocol,
-        port: u16,
-    ) -> Result<String, Reason> {
+        (protocol, port): (Protocol, u16),
+        now: Instant,
+    ) -> Result<Allowed, Reason> {
         let identity = &self.peer(peer).ok_or(Reason::NotExposed)?.settings.identity;
         let of_peer = self.exposed.by_name(service).filter(|(_, exposed)| exposed.is_for(identity));
         let (_, exposed) = of_peer.ok_or(Reason::NotExposed)?;
@@ -85,7 +127,10 @@ impl Node {
             protocol: number(protocol, family),
         };
         let inward = self.judge_inbound(peer, &tuple).map_err(|refused| refused.reason)?;
-        Ok(exposed.exposure.allow.get(inward.rule).map(ToString::to_string).unwrap_or_default())
+        let rule = exposed.exposure.allow.get(inward.rule).map(ToString::to_string).unwrap_or_default();
+        let caller = self.caller_presence(peer, tuple.source).ok_or(Reason::SpoofedSource)?;
+        let limit = self.used_up(peer, &caller, Some(inward.service), now);
+        Ok(Allowed { rule, limit, source: exposed.exposure.source })
     }
 
     /// Where a service of this site is to be probed; none unless the peer may use it and the port is one of its ports.
@@ -136,13 +181,6 @@ impl Node {
     }
 }
 
-fn presence_step(call: &Call, presence: Option<(&Presence, IpAddr)>) -> Step {
-    match presence {
-        Some((presence, _)) => ok("presence", format!("{} is at {}", call.service, presence.block)),
-        None => failed("presence", Reason::NotMapped, format!("map it here: vp-ctl map {}", call.service)),
-    }
-}
-
 fn change_here(reason: Reason, call: &Call, presence: &Presence) -> String {
     let Call { service, .. } = call;
     match reason {
@@ -156,6 +194,8 @@ fn change_here(reason: Reason, call: &Call, presence: &Presence) -> String {
         }
         Reason::PortNotExposed => format!("{}'s operator: add the port to {}", service.site, service.service),
         Reason::NoPath => format!("see why {} is away: vp-ctl status, vp-ctl ping {service}", service.site),
+        Reason::FlowLimit => "here, end flows that are not needed, or raise `flows_max`".to_owned(),
+        Reason::AuditFailed => "here, make room for the audit log: vp-ctl doctor".to_owned(),
         Reason::SpoofedSource => "call from a host of this site's own networks, not from a presence".to_owned(),
         _ => format!("see {}", reason.meaning()),
     }
@@ -168,10 +208,6 @@ fn ok(step: &str, detail: String) -> Step {
 fn failed(step: &str, reason: Reason, change: String) -> Step {
     let detail = format!("{reason}: {}", reason.meaning().trim());
     Step { step: step.to_owned(), outcome: "failed".to_owned(), detail, change: Some(change) }
-}
-
-fn denied(steps: Vec<Step>, reason: Reason) -> Explanation {
-    Explanation { verdict: "denied".to_owned(), reason: Some(reason.word().to_owned()), steps }
 }
 
 fn number(of: Protocol, family: Family) -> u8 {

@@ -93,7 +93,7 @@ impl Node {
                     self.fragments.refuse(datagram, now);
                 }
                 self.drops.add(refused.reason, u64::from(packets.saturating_sub(1)));
-                self.deny(Opener::Peer, packet.head.tuple, refused);
+                self.deny(Opener::Peer, packet, refused);
                 false
             }
         }

@@ -9,9 +9,11 @@ mod command;
 mod drop;
 mod event;
 mod explain;
+mod flow_id;
 mod hub;
 mod inbound;
 mod kept;
+mod limits;
 mod offers;
 mod outbound;
 mod output;
@@ -26,7 +28,8 @@ pub use crate::addr::Limits;
 pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
-pub use explain::Call;
+pub use explain::{Allowed, Call};
+pub use flow_id::flow_id;
 pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
 pub use output::{Outbound, Output};
 pub use report::ends;
@@ -78,6 +81,7 @@ pub enum OfferError {
 /// One gateway.
 pub struct Node {
     settings: Settings,
+    public_key: [u8; 32],
     tunnels: Tunnels,
     table: Table,
     leases: Leases,
@@ -111,6 +115,7 @@ pub struct Node {
     events_lost: u64,
     flows_opened: u64,
     flows_closed: u64,
+    told: Told,
     fragments: Fragments,
     hub: Hub,
     introduced: Introduced,
@@ -124,6 +129,21 @@ pub struct Node {
 struct Sweep {
     next: u32,
     left: u32,
+}
+
+/// Whether what is told of flows arrives.
+#[derive(Clone, Copy, Default, Debug)]
+struct Told {
+    /// Flows that cannot be told of may not open.
+    required: bool,
+    failed: bool,
+    crowded: bool,
+}
+
+impl Told {
+    fn is_sure(self) -> bool {
+        !self.required || !(self.failed || self.crowded)
+    }
 }
 
 /// What an exposed service may take.
@@ -215,6 +235,9 @@ impl Node {
         use crate::flow::Stirred;
         if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
             return Err(Reason::RateLimit);
+        }
+        if !self.told.is_sure() && self.table.would_reopen(id, traffic) {
+            return Err(Reason::AuditFailed);
         }
         match self.table.record(id, direction, traffic, now) {
             Stirred::Nothing | Stirred::Opened => {}
@@ -324,6 +347,7 @@ impl Node {
             client: self.client_of(flow),
             site,
             wire,
+            initial_sequence: flow.initial_sequence,
             rule: self.rule_of(flow),
             outbound_packets: flow.outbound.packets,
             outbound_bytes: flow.outbound.bytes,

@@ -73,7 +73,7 @@ impl Node {
                     self.fragments.refuse(datagram, now);
                 }
                 self.reject(packet, refused.reason, output, now);
-                self.deny(Opener::Site, packet.head.tuple, refused);
+                self.deny(Opener::Site, packet, refused);
                 None
             }
         }

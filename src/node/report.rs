@@ -1,7 +1,7 @@
 //! The node's state, as `proto` says it to people and programs. What only the shell knows (uptime, interface, origin,
 //! control channel, health) it fills in itself.
 
-use super::{Node, Opener};
+use super::{FlowRecord, Node, Opener, flow_id};
 use crate::addr::{Family, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{Presence, Source, Target};
 use crate::flow::Flow;
@@ -18,7 +18,7 @@ impl Node {
         self.peers.ids().filter_map(|peer| Some((peer, self.peer_status(peer, now)?))).collect()
     }
 
-    fn peer_status(&self, peer: PeerId, now: Instant) -> Option<api::PeerStatus> {
+    pub(super) fn peer_status(&self, peer: PeerId, now: Instant) -> Option<api::PeerStatus> {
         let settings = &self.peer(peer)?.settings;
         let tunnel = self.tunnels.report(peer, now)?;
         let up = self.tunnels.is_up(peer);
@@ -182,6 +182,7 @@ impl Node {
     fn flow(&self, flow: &Flow, now: Instant) -> api::Flow {
         let record = self.flow_record(flow, now);
         api::Flow {
+            flow: self.flow_id(&record),
             protocol: Protocol::from_number(flow.site.protocol).map(|p| p.to_string()).unwrap_or_default(),
             service: record.service.map(|s| s.to_string()).unwrap_or_default(),
             peer: self.peer_site(flow.peer).map(ToString::to_string).unwrap_or_default(),
@@ -201,6 +202,15 @@ impl Node {
             inbound_packets: record.inbound_packets,
             inbound_bytes: record.inbound_bytes,
         }
+    }
+
+    fn flow_id(&self, record: &FlowRecord) -> String {
+        let far = self.peer(record.peer).map_or([0; 32], |peer| peer.settings.public_key);
+        let (callers, services) = match record.opener {
+            Opener::Site => (&self.public_key, &far),
+            Opener::Peer => (&far, &self.public_key),
+        };
+        flow_id(callers, services, &record.wire, record.initial_sequence)
     }
 
     #[must_use]

@@ -39,8 +39,9 @@ impl Node {
         let (asked, inward) = indices.filter_map(serves).next().ok_or_else(refused)?;
         let holder = Holder::CallerPresence { site, index, family };
         let owner = self.owner(inward.service, &holder, inward.rule, now);
-        let (wire, version) = (asked.reversed(), self.version);
-        self.insert(NewFlow { peer, site: tuple, wire, opened_by: Direction::Inbound, owner, version }, now)
+        let (wire, version, opened_by) = (asked.reversed(), self.version, Direction::Inbound);
+        let new = NewFlow { peer, site: tuple, wire, opened_by, owner, version, initial_sequence: None };
+        self.insert(new, now)
     }
 
     /// A service of the peer answers a host of this site.
@@ -76,8 +77,9 @@ impl Node {
             return Err(refused());
         }
         let owner = self.owner(outward.presence, &Holder::CallerIndex { address }, outward.rule, now);
-        let (wire, version) = (tuple.reversed(), self.version);
-        self.insert(NewFlow { peer, site: asked, wire, opened_by: Direction::Outbound, owner, version }, now)
+        let (wire, version, opened_by) = (tuple.reversed(), self.version, Direction::Outbound);
+        let new = NewFlow { peer, site: asked, wire, opened_by, owner, version, initial_sequence: None };
+        self.insert(new, now)
     }
 
     fn may_resume(&self, packet: &Packet, now: Instant) -> bool {

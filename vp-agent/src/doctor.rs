@@ -44,6 +44,10 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let detail = format!("{failure} ({} lines lost)", agent.audit.lost());
         findings.push(finding("audit-not-written", "error", detail, "free the disk or mend the path, then reload"));
     }
+    for (to, lost) in agent.audit.not_forwarded().into_iter().filter(|(_, lost)| *lost > 0) {
+        let detail = format!("{lost} audit records did not reach {to}");
+        findings.push(finding("audit-not-forwarded", "warning", detail, "see that it runs and keeps up"));
+    }
     for warning in &agent.wanted.lock().await.warnings {
         findings.push(finding("host", "warning", warning.clone(), "see the agent's log"));
     }

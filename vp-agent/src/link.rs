@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use vp::addr::PeerId;
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
-use vp::node::{Introductions, OfferError, Reason};
+use vp::node::{Allowed, Introductions, OfferError, Reason};
 
 impl Link for Handle {
     async fn has_agent(&self, peer: PeerId) -> bool {
@@ -60,9 +60,10 @@ impl Link for Handle {
         self.call(move |node, _, _| node.introductions(peer)).await.unwrap_or_default()
     }
 
-    async fn explain(&self, peer: PeerId, target: Target, caller: Option<u16>) -> Result<String, Reason> {
+    async fn explain(&self, peer: PeerId, target: Target, caller: Option<u16>) -> Result<Allowed, Reason> {
         let Target { service, protocol, port } = target;
-        let explain = self.call(move |node, _, _| node.explain_inbound(peer, &service, caller, protocol, port));
+        let explain =
+            self.call(move |node, _, now| node.explain_inbound(peer, &service, caller, (protocol, port), now));
         explain.await.unwrap_or(Err(Reason::NoPath))
     }
 

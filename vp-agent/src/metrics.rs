@@ -135,6 +135,11 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
     let lost = counter(figures.events_lost + counters.events_lost.load(Ordering::Relaxed));
     registry.register("events_lost", "Events that found no room on their way to the audit log", lost);
     registry.register("audit_lost", "Audit lines that could not be written", counter(audit_lost));
+    let not_forwarded = Family::<Labels, Counter>::default();
+    for (to, lost) in agent.audit.not_forwarded() {
+        not_forwarded.get_or_create(&label("to", to)).inc_by(lost);
+    }
+    registry.register("audit_not_forwarded", "Audit records that another log did not take", not_forwarded);
     let control_lost = counter(agent.control.packets_lost());
     registry.register("control_packets_lost", "Packets between agents that found no room", control_lost);
     registry.register("send_errors", "Sends to the network that failed", counted(&counters.send_errors));

@@ -13,9 +13,11 @@ use vp::addr::{Identity, Limits, Name, PeerId, Pool};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::node::{
-    Event, Exposure, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source, Target,
+    Allowed, Event, Exposure, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source,
+    Target,
 };
-use vp_agent::control::{Control, Link, Notice, Target as Port};
+use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
+use vp_proto::control::ReplyRoute;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Each node has one peer.
@@ -153,9 +155,9 @@ impl Link for NodeLink {
         self.0.call(|node, _, _| node.introductions(peer)).unwrap_or_default()
     }
 
-    async fn explain(&self, peer: PeerId, port: Port, caller: Option<u16>) -> Result<String, Reason> {
-        let explained =
-            self.0.call(|node, _, _| node.explain_inbound(peer, &port.service, caller, port.protocol, port.port));
+    async fn explain(&self, peer: PeerId, port: Port, caller: Option<u16>) -> Result<Allowed, Reason> {
+        let asked = (port.protocol, port.port);
+        let explained = self.0.call(|node, _, now| node.explain_inbound(peer, &port.service, caller, asked, now));
         explained.unwrap_or(Err(Reason::NoPath))
     }
 
@@ -254,7 +256,9 @@ async fn what_a_site_exposes_is_known_at_the_other_and_follows_every_change() {
 
     let port = Port { service: name("db"), protocol: vp::addr::Protocol::Tcp, port: 5672 };
     let explained = at_factory.control().explain(PEER, &port, None).await;
-    assert_eq!(explained, Ok(Ok("site:factory".to_owned())));
+    let rule = "site:factory".to_owned();
+    let reply_route = ReplyRoute::Masquerade;
+    assert_eq!(explained, Ok(Ok(FarAllowed { rule, limit: Some(String::new()), reply_route })));
     let other = Port { port: 80, ..port };
     let explained = at_factory.control().explain(PEER, &other, None).await;
     assert_eq!(explained, Ok(Err(Reason::PortNotExposed.word().to_owned())));

@@ -3,9 +3,11 @@
 
 mod client;
 mod failure;
+mod gather;
 mod json;
 mod render;
 mod verbs;
+mod verify;
 
 use clap::{CommandFactory, Parser, ValueEnum};
 use client::Client;

@@ -36,6 +36,9 @@ use vp::node::{Node, ServicePattern, Settings, SettingsError};
 use vp_proto::api::AuditRecord;
 use x25519_dalek::{PublicKey, StaticSecret};
 
+/// Where the chain of audit records stands, in `state_dir`.
+const AUDIT_HEAD: &str = "audit.head";
+
 /// Everything that the control thread shares.
 pub struct Agent {
     /// This site.
@@ -104,7 +107,9 @@ impl Agent {
         torn.iter().for_each(|warning| tracing::warn!("{warning}"));
         let runtime = Runtime::load(&state)?;
         let endpoints = Endpoints::load(&state)?;
-        let audit = Audit::open(config.audit.as_deref()).await.map_err(anyhow::Error::msg)?;
+        let site = config.settings.site.clone();
+        let audit = Audit::open(config.audit.clone(), site.as_str(), &state.file(AUDIT_HEAD)).await;
+        let audit = audit.map_err(anyhow::Error::msg)?;
         let (settings, clashes) = effective(&config, &runtime, &endpoints);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
@@ -135,7 +140,7 @@ impl Agent {
             Some(settings) => Some(Listener::start(settings, listen).await?),
             None => None,
         };
-        let (site, carriers) = (config.settings.site.clone(), config.carriers.clone());
+        let carriers = config.carriers.clone();
         let wanted =
             Desired { config, runtime, network: Some(network), nft, listen_port: listen.port(), warnings: clashes };
         let agent = Arc::new(Self {
@@ -257,11 +262,6 @@ impl Agent {
         let site = self.site.to_string();
         let record = AuditRecord { event: event.to_owned(), site, detail: Some(detail), ..AuditRecord::default() };
         self.audit.write([Entry::Record(record)]);
-    }
-
-    fn peer_record(&self, event: &str, peer: String) -> AuditRecord {
-        let site = self.site.to_string();
-        AuditRecord { event: event.to_owned(), site, peer: Some(peer), ..AuditRecord::default() }
     }
 
     fn learn_endpoint(&self, site: &Name, to: SocketAddr) {

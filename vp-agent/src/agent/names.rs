@@ -2,19 +2,25 @@
 
 use crate::dataplane::Handle;
 use std::collections::BTreeMap;
-use vp::addr::{Name, PeerId};
-use vp::node::Event;
+use vp::addr::{Identity, Name, PeerId};
+use vp::node::{Event, PeerSettings};
 
 /// Belongs to the loop alone. A number that one peer gave up may become another's: what the node told of the first, up
 /// to its end, still gets the first one's name.
 #[derive(Default)]
-pub(super) struct Names(BTreeMap<PeerId, (PublicKey, Name)>);
+pub(super) struct Names(BTreeMap<PeerId, Known>);
 
-type PublicKey = [u8; 32];
+/// What records say of a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Known {
+    pub public_key: [u8; 32],
+    pub site: Name,
+    pub tenant: Option<Name>,
+}
 
 impl Names {
-    pub(super) fn of(&self, peer: PeerId) -> Option<&Name> {
-        self.0.get(&peer).map(|(_, site)| site)
+    pub(super) fn of(&self, peer: PeerId) -> Option<&Known> {
+        self.0.get(&peer)
     }
 
     /// After the end of the peer's session: who has the number next is to be asked.
@@ -25,17 +31,21 @@ impl Names {
     pub(super) async fn ask(&mut self, handle: &Handle) {
         let peers = handle.call(|node, _, _| {
             let named = node.peer_settings();
-            named.map(|(peer, settings)| (peer, (settings.public_key, settings.identity.site.clone()))).collect()
+            let known = |settings: &PeerSettings| {
+                let Identity { site, tenant, .. } = settings.identity.clone();
+                Known { public_key: settings.public_key, site, tenant }
+            };
+            named.map(|(peer, settings)| (peer, known(settings))).collect()
         });
         // Without a data thread there is nobody to ask, and soon no agent.
         self.learn(peers.await.unwrap_or_default());
     }
 
-    fn learn(&mut self, peers: Vec<(PeerId, (PublicKey, Name))>) {
-        for (peer, (key, site)) in peers {
+    fn learn(&mut self, peers: Vec<(PeerId, Known)>) {
+        for (peer, known) in peers {
             match self.0.get(&peer) {
-                Some((other, _)) if *other != key => {}
-                Some(_) | None => drop(self.0.insert(peer, (key, site))),
+                Some(other) if other.public_key != known.public_key => {}
+                Some(_) | None => drop(self.0.insert(peer, known)),
             }
         }
     }
@@ -60,8 +70,8 @@ pub(super) fn peer_of(event: &Event) -> Option<PeerId> {
 mod tests {
     use super::*;
 
-    fn peer(number: u32, key: u8, site: &str) -> (PeerId, (PublicKey, Name)) {
-        (PeerId(number), ([key; 32], Name::new(site).expect("name")))
+    fn peer(number: u32, key: u8, site: &str) -> (PeerId, Known) {
+        (PeerId(number), Known { public_key: [key; 32], site: Name::new(site).expect("name"), tenant: None })
     }
 
     #[test]
@@ -69,10 +79,14 @@ mod tests {
         let mut names = Names::default();
         names.learn(vec![peer(0, 1, "cloud"), peer(1, 2, "depot")]);
         names.learn(vec![peer(0, 3, "factory"), peer(1, 2, "warehouse")]);
-        assert_eq!(names.of(PeerId(0)).map(Name::as_str), Some("cloud"));
-        assert_eq!(names.of(PeerId(1)).map(Name::as_str), Some("warehouse"), "the same peer under another name");
+        assert_eq!(names.of(PeerId(0)).map(|known| known.site.as_str()), Some("cloud"));
+        assert_eq!(
+            names.of(PeerId(1)).map(|known| known.site.as_str()),
+            Some("warehouse"),
+            "the same peer under another name"
+        );
         names.forget(PeerId(0));
         names.learn(vec![peer(0, 3, "factory")]);
-        assert_eq!(names.of(PeerId(0)).map(Name::as_str), Some("factory"));
+        assert_eq!(names.of(PeerId(0)).map(|known| known.site.as_str()), Some("factory"));
     }
 }

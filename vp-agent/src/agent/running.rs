@@ -1,8 +1,8 @@
 //! The loop of the control thread: what the node tells, until the stop. Nothing in it waits for the disk, for name
 //! servers or for other programs.
 
-use super::names::{Names, peer_of};
-use super::records::{denial_record, flow_record};
+use super::names::{Known, Names, peer_of};
+use super::records::{Own, denial_record, flow_record, lost_record, peer_record};
 use super::{Agent, tasks};
 use crate::audit::Entry;
 use crate::control::Notice;
@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use vp::addr::{Name, PeerId};
+use vp::addr::PeerId;
 use vp::node::{Event, Node, Output};
 
 /// Events taken at a time, before others of the control thread have their turn: a millisecond's work.
@@ -31,6 +31,8 @@ pub struct Running {
     syncer: Arc<Syncer>,
     data: JoinHandle<()>,
     names: Names,
+    /// Events that the audit log says were lost.
+    lost_told: u64,
 }
 
 impl Running {
@@ -41,7 +43,7 @@ impl Running {
         syncer: Syncer,
         data: JoinHandle<()>,
     ) -> Self {
-        Self { agent, events, notices, syncer: Arc::new(syncer), data, names: Names::default() }
+        Self { agent, events, notices, syncer: Arc::new(syncer), data, names: Names::default(), lost_told: 0 }
     }
 
     /// Carries events until told to stop. An error when there is nothing to carry any more.
@@ -60,8 +62,22 @@ impl Running {
                     tokio::task::yield_now().await;
                 }
                 Some(notice) = self.notices.recv() => self.notice(notice).await,
-                _ = tick.tick() => self.agent.audit.tick(),
+                _ = tick.tick() => {
+                    self.agent.audit.tick();
+                    self.tell_lost().await;
+                }
             }
+        }
+    }
+
+    /// What found no room on its way here is missing in the log, which says so.
+    async fn tell_lost(&mut self) {
+        let of_node = self.agent.handle.call(|node, _, _| node.events_lost()).await.unwrap_or(0);
+        let lost = of_node + self.agent.handle.counters().events_lost.load(Ordering::Relaxed);
+        if lost > self.lost_told {
+            let more = lost - self.lost_told;
+            self.lost_told = lost;
+            self.agent.audit.write([Entry::Record(lost_record(self.agent.site.as_str(), more))]);
         }
     }
 
@@ -96,7 +112,7 @@ impl Running {
             Event::PeerUp(peer) => tracing::info!("peer {} is up", self.name(*peer)),
             Event::PeerDown(peer) => tracing::info!("peer {} is down", self.name(*peer)),
             Event::PeerMoved { peer, to } => {
-                if let Some(site) = self.names.of(*peer) {
+                if let Some(Known { site, .. }) = self.names.of(*peer) {
                     tracing::info!("peer {site} is at {to}");
                     to.endpoint().into_iter().for_each(|endpoint| self.agent.learn_endpoint(site, endpoint));
                 }
@@ -112,18 +128,18 @@ impl Running {
 
     /// What the audit log has of this event.
     fn entry(&self, event: &Event) -> Option<Entry> {
-        let site = || self.agent.site.to_string();
-        let peer = |peer| self.names.of(peer).map(Name::to_string);
+        let own = Own { site: self.agent.site.as_str(), public_key: &self.agent.public_key };
+        let peer = |peer| self.names.of(peer);
         match event {
-            Event::PeerUp(of) => Some(Entry::Record(self.agent.peer_record("peer-up", peer(*of)?))),
-            Event::PeerDown(of) => Some(Entry::Record(self.agent.peer_record("peer-down", peer(*of)?))),
+            Event::PeerUp(of) => Some(Entry::Record(peer_record("peer-up", &own, peer(*of)?))),
+            Event::PeerDown(of) => Some(Entry::Record(peer_record("peer-down", &own, peer(*of)?))),
             Event::FlowOpened(flow) => {
-                Some(Entry::Record(flow_record("flow-opened", site(), peer(flow.peer), flow, None)))
+                Some(Entry::Record(flow_record("flow-opened", &own, peer(flow.peer), flow, None)))
             }
             Event::FlowClosed { flow, end } => {
-                Some(Entry::Record(flow_record("flow-closed", site(), peer(flow.peer), flow, Some(*end))))
+                Some(Entry::Record(flow_record("flow-closed", &own, peer(flow.peer), flow, Some(*end))))
             }
-            Event::Denied(denial) => Some(Entry::Denial(denial_record(site(), denial.peer.and_then(peer), denial))),
+            Event::Denied(denial) => Some(Entry::Denial(denial_record(&own, denial.peer.and_then(peer), denial))),
             Event::Granted(_)
             | Event::Released(_)
             | Event::Control { .. }
@@ -165,7 +181,7 @@ impl Running {
 
     /// For people; one that was just removed from the configuration may have none.
     fn name(&self, peer: PeerId) -> &str {
-        self.names.of(peer).map_or("(removed)", Name::as_str)
+        self.names.of(peer).map_or("(removed)", |known| known.site.as_str())
     }
 
     /// The host as it was before.

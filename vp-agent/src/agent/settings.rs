@@ -97,7 +97,7 @@ mod tests {
             let said = ["listen", "interface", "workers", "socket", "metrics", "audit"];
             assert_eq!(warnings, said.map(|what| format!("{what} changes at the next restart")));
             assert_eq!((new.listen, &new.interface, &new.socket), (None, &running.interface, &running.socket));
-            assert_eq!((new.metrics, &new.audit, new.settings.inner_mtu), (running.metrics, &None, 1400));
+            assert_eq!((new.metrics, &new.audit, new.settings.inner_mtu), (running.metrics, &running.audit, 1400));
         }
         assert_eq!(keep_fixed(&running, &mut running.clone()).expect("nothing changed"), Vec::<String>::new());
     }

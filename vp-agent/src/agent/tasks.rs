@@ -20,6 +20,7 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(resolve::run(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
+    tokio::spawn(follow_audit(agent.clone()));
     let restored = agent.clone();
     tokio::spawn(every(RESTORE_PAUSE, async move || restore(&restored).await));
     let (agent, syncer) = (agent.clone(), syncer.clone());
@@ -52,6 +53,21 @@ async fn follow_endpoints(agent: Arc<Agent>) {
         let saving = agent.clone();
         spawn_blocking(move || keep_endpoints(&saving)).await.ok();
         tokio::time::sleep(ENDPOINTS_PAUSE).await;
+    }
+}
+
+/// Where the audit log is required the node hears whether it can be written.
+async fn follow_audit(agent: Arc<Agent>) {
+    let Some(mut failing) = agent.audit.failing() else { return };
+    loop {
+        let failed = *failing.borrow_and_update();
+        let told = agent.handle.call(move |node, _, _| node.require_audit(failed)).await;
+        if failed {
+            tracing::warn!("no new flows: {}", agent.audit.failure().unwrap_or_default());
+        }
+        if told.is_err() || failing.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Questions that need both gateways: ping and explain.
+//! Whether a service answers, asked of both gateways.
 
 use super::Problem;
 use crate::agent::Agent;
@@ -8,9 +8,8 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use std::net::IpAddr;
 use std::sync::Arc;
-use vp::addr::{Name, PeerId, PortRange, Protocol, ServiceName};
-use vp::node::Call;
-use vp_proto::api::{ExplainRequest, Explanation, PingRequest, Step};
+use vp::addr::{Name, PortRange, Protocol, ServiceName};
+use vp_proto::api::{PingRequest, Step};
 use vp_proto::control::ProbeOutcome;
 
 type Answer<T> = Result<Json<T>, Problem>;
@@ -62,7 +61,7 @@ pub async fn ping(
     Ok(Json(steps))
 }
 
-fn target_step(service: &ServiceName, port: PortRange, outcome: ProbeOutcome, millis: f64) -> Step {
+pub(super) fn target_step(service: &ServiceName, port: PortRange, outcome: ProbeOutcome, millis: f64) -> Step {
     let operator = format!("{}'s operator", service.site);
     match outcome {
         ProbeOutcome::Answered => step("target port", "ok", format!("{port} of {service} answered in {millis:.1} ms")),
@@ -84,72 +83,8 @@ fn target_step(service: &ServiceName, port: PortRange, outcome: ProbeOutcome, mi
     }
 }
 
-/// Each step of a call, at both gateways.
-pub async fn explain(
-    State(agent): State<Arc<Agent>>,
-    request: Result<Json<ExplainRequest>, JsonRejection>,
-) -> Answer<Explanation> {
-    let Json(request) = request?;
-    let service = service_name(&request.to)?;
-    let port = port(&request.port)?;
-    let from = match &request.from {
-        Some(from) => Some(host(&agent, from).await?),
-        None => None,
-    };
-    let call = Call { from, service: service.clone(), protocol: port.protocol, port: port.first };
-    let query = agent.handle.call(move |node, _, _| {
-        let here = node.explain(&call);
-        let peer = node.peer_by_site(&call.service.site);
-        let caller = call.from.and_then(|from| node.caller_index(from));
-        let remote_port = node.remote_port(&call.service, call.protocol, call.port);
-        (here, peer, caller, remote_port)
-    });
-    let (mut explanation, peer, caller, remote_port) = query.await?;
-    let (Some(peer), None) = (peer, &explanation.reason) else { return Ok(Json(explanation)) };
-    let target =
-        Target { service: service.service.clone(), protocol: port.protocol, port: remote_port.unwrap_or(port.first) };
-    ask_far_gateway(&agent, peer, &service, &target, caller, &mut explanation).await;
-    Ok(Json(explanation))
-}
-
-async fn ask_far_gateway(
-    agent: &Agent,
-    peer: PeerId,
-    service: &ServiceName,
-    target: &Target,
-    caller: Option<u16>,
-    explanation: &mut Explanation,
-) {
-    match agent.control.explain(peer, target, caller).await {
-        Ok(Ok(rule)) => explanation.steps.push(step("policy there", "ok", format!("{} allows {rule}", service.site))),
-        Ok(Err(reason)) => {
-            let change = format!("{}'s operator: change `allow` or `ports` of {}", service.site, service.service);
-            explanation.steps.push(failed("policy there", format!("{} says {reason}", service.site), change));
-            "denied".clone_into(&mut explanation.verdict);
-            explanation.reason = Some(reason);
-            return;
-        }
-        Err(error) => {
-            explanation.steps.push(step(
-                "policy there",
-                "skipped",
-                format!("{} cannot be asked: {error}", service.site),
-            ));
-            return;
-        }
-    }
-    match agent.control.probe(peer, target).await {
-        Ok(probe) => {
-            let range = PortRange { protocol: target.protocol, first: target.port, last: target.port };
-            let millis = probe.target_round_trip.as_secs_f64() * 1000.0;
-            explanation.steps.push(target_step(service, range, probe.outcome, millis));
-        }
-        Err(error) => explanation.steps.push(step("target port", "skipped", error.to_string())),
-    }
-}
-
 /// A client's name, or an address.
-async fn host(agent: &Agent, text: &str) -> Result<IpAddr, Problem> {
+pub(super) async fn host(agent: &Agent, text: &str) -> Result<IpAddr, Problem> {
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
@@ -167,18 +102,18 @@ async fn first_port(agent: &Agent, service: &ServiceName) -> Result<PortRange, P
     tcp.ok_or_else(|| Problem::refused(format!("{service} offers no TCP port; name one with --port")))
 }
 
-fn service_name(text: &str) -> Result<ServiceName, Problem> {
+pub(super) fn service_name(text: &str) -> Result<ServiceName, Problem> {
     text.parse().map_err(|error| Problem::refused(format!("service {text:?}: {error}")))
 }
 
-fn port(text: &str) -> Result<PortRange, Problem> {
+pub(super) fn port(text: &str) -> Result<PortRange, Problem> {
     text.parse().map_err(|error: vp::addr::PortSpecError| Problem::refused(error.to_string()))
 }
 
-fn step(name: &str, outcome: &str, detail: String) -> Step {
+pub(super) fn step(name: &str, outcome: &str, detail: String) -> Step {
     Step { step: name.to_owned(), outcome: outcome.to_owned(), detail, change: None }
 }
 
-fn failed(name: &str, detail: String, change: String) -> Step {
+pub(super) fn failed(name: &str, detail: String, change: String) -> Step {
     Step { change: Some(change), ..step(name, "failed", detail) }
 }

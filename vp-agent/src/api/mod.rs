@@ -3,6 +3,7 @@
 
 mod ask;
 mod change;
+mod explain;
 mod show;
 mod socket;
 #[cfg(test)]
@@ -41,9 +42,9 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/unexpose", post(change::unexpose))
         .route("/v1/reload", post(change::reload))
         .route("/v1/ping", post(ask::ping))
-        .route("/v1/explain", post(ask::explain))
+        .route("/v1/explain", post(explain::explain))
         .route("/v1/doctor", get(show::doctor))
-        .route("/v1/audit", get(show::audit))
+        .route("/v1/audit", get(show::audit_lines))
         .route("/metrics", get(show::metrics))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such request; is vp-ctl newer than the agent?") })

@@ -2,6 +2,7 @@
 
 use super::Problem;
 use crate::agent::Agent;
+use crate::audit::{self, Filter};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -13,8 +14,9 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::broadcast;
-use vp::addr::ServiceName;
+use vp::addr::{Name, ServiceName};
 use vp::node::Reason;
 use vp_proto::api;
 
@@ -23,6 +25,8 @@ const FLOWS_MAX: usize = 10_000;
 
 /// What `vp-ctl audit` shows unless told otherwise.
 const AUDIT_LINES: usize = 20;
+/// Some 10 MB of an answer.
+const AUDIT_LINES_MAX: usize = 20_000;
 
 type Answer<T> = Result<Json<T>, Problem>;
 
@@ -91,12 +95,16 @@ pub async fn flows(
     let limit = limit.unwrap_or(FLOWS_MAX).min(FLOWS_MAX);
     let site = &agent.site;
     let named = |text: String| {
-        // One of this site's own services may be named without its site.
-        let name = if text.contains('.') { text } else { format!("{text}.{site}") };
+        let name = with_site(text, site);
         name.parse::<ServiceName>().map_err(|error| Problem::refused(format!("service {name:?}: {error}")))
     };
     let service = service.map(named).transpose()?;
     Ok(Json(agent.handle.call(move |node, _, now| node.flows(service.as_ref(), limit, now)).await?))
+}
+
+/// One of this site's own services may be named without its site.
+fn with_site(service: String, site: &Name) -> String {
+    if service.contains('.') { service } else { format!("{service}.{site}") }
 }
 
 #[derive(Deserialize)]
@@ -127,30 +135,41 @@ pub async fn metrics(State(agent): State<Arc<Agent>>) -> Result<impl IntoRespons
 pub struct AuditQuery {
     lines: Option<usize>,
     follow: Option<bool>,
+    service: Option<String>,
+    peer: Option<String>,
+    client: Option<String>,
+    event: Option<String>,
+    reason: Option<String>,
+    flow: Option<String>,
+    since: Option<String>,
 }
 
-/// JSON lines: the last ones, then those that come.
-pub async fn audit(
+/// JSON lines: the last ones, then those that come; of both those that match.
+pub async fn audit_lines(
     State(agent): State<Arc<Agent>>,
     query: Result<Query<AuditQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
-    let Query(AuditQuery { lines, follow }) = query?;
-    let lines = lines.unwrap_or(AUDIT_LINES);
+    let Query(AuditQuery { lines, follow, service, peer, client, event, reason, flow, since }) = query?;
+    let lines = lines.unwrap_or(AUDIT_LINES).min(AUDIT_LINES_MAX);
+    let since = since.map(|text| audit::since(&text, SystemTime::now())).transpose().map_err(Problem::refused)?;
+    let service = service.map(|name| with_site(name, &agent.site));
+    let filter = Filter { service, peer, client, event, reason, flow, since };
     let (known, followed) = if follow.unwrap_or(false) {
-        let (known, news) = agent.audit.follow(lines).await;
-        (known, Some(news))
+        let (known, news) = agent.audit.follow(lines, &filter).await;
+        (known, Some((news, filter)))
     } else {
-        (agent.audit.last(lines).await, None)
+        (agent.audit.last(lines, &filter).await, None)
     };
     let mut known = known.join("\n");
     if !known.is_empty() {
         known.push('\n');
     }
     let news = futures_util::stream::unfold(followed, |followed| async {
-        let mut followed = followed?;
+        let (mut followed, filter) = followed?;
         loop {
             match followed.recv().await {
-                Ok(line) => return Some((line + "\n", Some(followed))),
+                Ok(line) if audit::is_wanted(&line, &filter) => return Some((line + "\n", Some((followed, filter)))),
+                Ok(_) => {}
                 // Too slow: go on with what is there.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return None,

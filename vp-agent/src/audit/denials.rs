@@ -46,7 +46,8 @@ impl Denials {
     /// One record for each kind that there was more than one of.
     pub(super) fn take_sums(&mut self) -> Vec<AuditRecord> {
         let kinds = std::mem::take(&mut self.0).into_values().filter(|(_, more)| *more > 0);
-        kinds.map(|(record, more)| AuditRecord { repeated: Some(more), ..record }).collect()
+        // Each of them has an id of its own.
+        kinds.map(|(record, more)| AuditRecord { repeated: Some(more), flow: None, ..record }).collect()
     }
 }
 

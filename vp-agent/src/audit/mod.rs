@@ -1,38 +1,60 @@
-//! The audit log: one JSON line a flow opened or closed, a denial, a change. Denials that come in floods are summed up
-//! by the second. A line that cannot be written is counted, and said; nobody waits for the disk.
+//! The audit log: one JSON line a flow opened or closed, a denial, a change, each chained to the one before. Denials that come
+//! in floods are summed up by the second. A line that cannot be written is counted, and said; nobody waits for the disk.
 
+#[cfg(test)]
+mod chain_tests;
 mod denials;
+mod file;
+mod filter;
+mod forward;
+#[cfg(test)]
+mod forward_tests;
+mod journald;
+pub mod otlp;
+mod past;
 #[cfg(test)]
 mod tests;
 mod time;
 mod writer;
 
+pub use filter::{Filter, since};
 pub use time::rfc3339;
 
 use denials::{Added, Denials};
+use forward::{Forward, Forwarded};
 use std::collections::VecDeque;
-use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
-use tokio::sync::broadcast;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{broadcast, watch};
 use vp_proto::api::AuditRecord;
-use writer::{WAIT_MAX, Writer};
+use writer::{Writer, WriterSettings};
 
 /// Lines kept for `vp-ctl audit` where there is no file to read.
 const RECENT_MAX: usize = 1000;
-/// How far back from its end a file is looked through.
-const TAIL_BYTES: u64 = 4 << 20;
+/// For the disk to give past lines; far back is far.
+const SEARCH_MAX: Duration = Duration::from_secs(20);
 /// Followers that are slower than this lose lines.
 const FOLLOW_MAX: usize = 4096;
+
+/// Where records go. With nothing in it: to memory alone.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct AuditSettings {
+    pub file: Option<PathBuf>,
+    /// No new flow while the file cannot be written.
+    pub required: bool,
+    /// The journal's socket.
+    pub journald: Option<PathBuf>,
+    pub otlp: Option<otlp::Endpoint>,
+}
 
 #[derive(Debug)]
 pub struct Audit {
     log: Mutex<Log>,
     followers: broadcast::Sender<String>,
     writer: Option<Writer>,
+    required: bool,
+    forwards: Mutex<Vec<Forward>>,
 }
 
 #[derive(Default, Debug)]
@@ -53,14 +75,26 @@ pub enum Entry {
 }
 
 impl Audit {
-    /// In memory alone without a path. An error when the file cannot be opened, in one line.
-    pub async fn open(path: Option<&Path>) -> Result<Self, String> {
-        let writer = match path {
-            Some(path) => Some(Writer::start(path).await?),
+    /// The log of a site, whose chain's head is kept in the file `head`. An error when the file cannot be opened, in one
+    /// line.
+    pub async fn open(settings: AuditSettings, site: &str, head: &Path) -> Result<Self, String> {
+        let AuditSettings { file, required, journald, otlp } = settings;
+        let writer = match file {
+            Some(path) => {
+                let settings = WriterSettings { path, head: head.to_owned(), site: site.to_owned(), required };
+                Some(Writer::start(settings).await?)
+            }
             None => None,
         };
+        let forwards = journald.map(Forward::to_journald).into_iter().chain(otlp.map(Forward::to_otlp)).collect();
         let (followers, _) = broadcast::channel(FOLLOW_MAX);
-        Ok(Self { log: Mutex::default(), followers, writer })
+        Ok(Self { log: Mutex::default(), followers, writer, required, forwards: Mutex::new(forwards) })
+    }
+
+    /// Where the log is required: whether it cannot be written now.
+    #[must_use]
+    pub fn failing(&self) -> Option<watch::Receiver<bool>> {
+        self.writer.as_ref().filter(|_| self.required).map(Writer::failing)
     }
 
     /// After logrotate moved the file away.
@@ -72,20 +106,31 @@ impl Audit {
     }
 
     pub fn write(&self, entries: impl IntoIterator<Item = Entry>) {
-        let time = rfc3339(SystemTime::now());
-        let mut log = self.log();
+        let now = SystemTime::now();
+        let time = rfc3339(now);
+        let forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut log, mut no_room) = (self.log(), 0);
+        let add = |log: &mut Log, record: AuditRecord| {
+            let record = AuditRecord { time: time.clone(), ..record };
+            let Some(line) = self.add(log, &record) else { return };
+            if !forwards.is_empty() {
+                let forwarded = Arc::new(Forwarded { time: now, record, line });
+                forwards.iter().for_each(|forward| forward.push(&forwarded));
+            }
+        };
         for entry in entries {
             match entry {
-                Entry::Record(record) => self.add(&mut log, record, &time),
+                Entry::Record(record) => add(&mut log, record),
                 Entry::Denial(record) => match log.denials.add(&record) {
-                    Added::First => self.add(&mut log, record, &time),
+                    Added::First => add(&mut log, record),
                     Added::Alike => {}
-                    Added::NoRoom => log.lost += 1,
+                    Added::NoRoom => no_room += 1,
                 },
             }
         }
-        if let Some(writer) = &self.writer {
-            writer.push(&log.lines);
+        match &self.writer {
+            Some(writer) => writer.push(&log.lines, no_room),
+            None => log.lost += no_room,
         }
         log.lines.clear();
     }
@@ -96,29 +141,32 @@ impl Audit {
         self.write(sums.into_iter().map(Entry::Record));
     }
 
-    /// The last lines, oldest first, with all that were handed over before.
-    pub async fn last(&self, lines: usize) -> Vec<String> {
+    /// The last lines that match, oldest first, with all that were handed over before.
+    pub async fn last(&self, lines: usize, filter: &Filter) -> Vec<String> {
         if let Some(writer) = &self.writer {
             writer.flush().await;
-            let path = writer.path().to_owned();
-            let read = tokio::task::spawn_blocking(move || tail(&path, lines));
-            if let Ok(Ok(Ok(last))) = tokio::time::timeout(WAIT_MAX, read).await {
+            let (path, wanted) = (writer.path().to_owned(), filter.clone());
+            let read = tokio::task::spawn_blocking(move || past::last(&path, lines, &wanted));
+            if let Ok(Ok(Ok(last))) = tokio::time::timeout(SEARCH_MAX, read).await {
                 return last;
             }
         }
         let log = self.log();
-        log.recent.range(log.recent.len().saturating_sub(lines)..).cloned().collect()
+        let matching = log.recent.iter().rev().filter(|line| is_wanted(line, filter));
+        let mut last: Vec<String> = matching.take(lines).cloned().collect();
+        last.reverse();
+        last
     }
 
-    /// The last lines, and those that come after them.
-    pub async fn follow(&self, lines: usize) -> (Vec<String>, broadcast::Receiver<String>) {
+    /// The last lines that match, and all those that come after them.
+    pub async fn follow(&self, lines: usize, filter: &Filter) -> (Vec<String>, broadcast::Receiver<String>) {
         let mut news = self.followers.subscribe();
-        let mut last = self.last(lines).await;
+        let mut last = self.last(lines, filter).await;
         // What came meanwhile may have been read as well.
         let meanwhile = news.len();
         let read = last.len().saturating_sub(meanwhile);
-        for line in (0..meanwhile).filter_map(|_| news.try_recv().ok()) {
-            if !last[read..].contains(&line) {
+        for line in (0..meanwhile).filter_map(|_| news.try_recv().ok()).filter(|line| is_wanted(line, filter)) {
+            if !last[read..].iter().any(|read| read.starts_with(&line[..line.len() - 1])) {
                 last.push(line);
             }
         }
@@ -140,14 +188,22 @@ impl Audit {
     /// Waits a little for the disk to take what was handed over.
     pub async fn stop(&self) {
         self.tick();
+        let forwards = std::mem::take(&mut *self.forwards.lock().unwrap_or_else(PoisonError::into_inner));
+        futures_util::future::join_all(forwards.into_iter().map(Forward::stop)).await;
         if let Some(writer) = &self.writer {
             writer.stop().await;
         }
     }
 
-    fn add(&self, log: &mut Log, mut record: AuditRecord, time: &str) {
-        time.clone_into(&mut record.time);
-        let Ok(line) = serde_json::to_string(&record) else { return };
+    /// Each other log that records go to, and how many did not reach it.
+    #[must_use]
+    pub fn not_forwarded(&self) -> Vec<(&'static str, u64)> {
+        let forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
+        forwards.iter().map(|forward| (forward.to, forward.lost())).collect()
+    }
+
+    fn add(&self, log: &mut Log, record: &AuditRecord) -> Option<String> {
+        let line = serde_json::to_string(record).ok()?;
         if self.writer.is_some() {
             log.lines.extend_from_slice(line.as_bytes());
             log.lines.push(b'\n');
@@ -158,7 +214,8 @@ impl Audit {
         if log.recent.len() == RECENT_MAX {
             log.recent.pop_front();
         }
-        log.recent.push_back(line);
+        log.recent.push_back(line.clone());
+        Some(line)
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
@@ -166,21 +223,8 @@ impl Audit {
     }
 }
 
-/// The last whole lines of a file.
-fn tail(path: &Path, lines: usize) -> io::Result<Vec<String>> {
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(ErrorKind::InvalidInput.into());
-    }
-    let start = metadata.len().saturating_sub(TAIL_BYTES);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    // A line that is being written has no end yet, and one that was cut has no beginning.
-    let text = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let text = if start > 0 { text.split_once('\n').map_or("", |(_, whole)| whole) } else { text };
-    let all: Vec<&str> = text.lines().collect();
-    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect())
+/// Whether a line is one that the filter lets through.
+#[must_use]
+pub fn is_wanted(line: &str, filter: &Filter) -> bool {
+    filter.is_empty() || serde_json::from_str(line).is_ok_and(|record| filter.matches(&record))
 }

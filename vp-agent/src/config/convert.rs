@@ -5,6 +5,7 @@ use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, HostNetworks, Reach, Workers, values};
+use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, CertificateFiles, ListenerSettings};
 use crate::control::offer;
 use crate::state::kept_leases;
@@ -27,6 +28,8 @@ const INTERFACE: &str = "vp0";
 const HUB_KEEPALIVE_SECONDS: u16 = 25;
 const STATE_DIR: &str = "/var/lib/vp";
 const SOCKET: &str = "/run/vp/agent.sock";
+/// Where systemd has it.
+const JOURNALD: &str = "/run/systemd/journal/socket";
 /// What WireGuard uses over an Ethernet of 1500 and IPv6: 1500 less 40, 8, 16 and 16.
 const MTU: u16 = 1420;
 /// IPv6 wants 1280 (RFC 8200 section 5); beyond 9000 no Ethernet carries it.
@@ -76,7 +79,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref(), &pool)?;
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
-    let audit = r.optional("audit", file.audit.as_ref(), values::path)?;
+    let audit = file.audit.as_ref().map(|audit| r.audit(audit)).transpose()?.unwrap_or_default();
     let dns_zone = r.optional("dns.zone", file.dns.as_ref().map(|dns| &dns.zone), values::zone)?;
     if let (Some(address), Some(text)) = (metrics, &file.metrics)
         && !address.ip().is_loopback()
@@ -175,6 +178,31 @@ impl Reader<'_> {
             Some(flows) if flows.value > 0 => Ok(flows.value),
             Some(flows) => Err(self.fail(flows.referenced, "flows_max: 0, expected 1 or more")),
         }
+    }
+
+    fn audit(&self, audit: &Spanned<file::Audit>) -> Result<AuditSettings> {
+        let at =
+            |text: &str| values::path(text).map_err(|error| self.fail(audit.referenced, format!("audit: {error}")));
+        let written = match &audit.value {
+            file::Audit::File(path) => return Ok(AuditSettings { file: Some(at(path)?), ..AuditSettings::default() }),
+            file::Audit::Settings(written) => written,
+        };
+        let journald = written.journald.as_ref().map(|journald| match &journald.value {
+            file::Journald::Usual(usual) => Ok(usual.then(|| JOURNALD.into())),
+            file::Journald::Socket(path) => values::path(path)
+                .map(Some)
+                .map_err(|error| self.fail(journald.referenced, format!("audit.journald: {error}"))),
+        });
+        let settings = AuditSettings {
+            file: self.optional("audit.file", written.file.as_ref(), values::path)?,
+            required: written.required.unwrap_or(false),
+            journald: journald.transpose()?.flatten(),
+            otlp: self.optional("audit.otlp", written.otlp.as_ref(), str::parse)?,
+        };
+        if settings.required && settings.file.is_none() {
+            return Err(self.fail(audit.referenced, "audit: required, but without a file, expected `file` too"));
+        }
+        Ok(settings)
     }
 
     fn reach(&self, reach: Option<&Spanned<file::Reach>>, own: &str) -> Result<Reach> {

@@ -26,7 +26,7 @@ pub struct File {
     pub clients: Option<Vec<Spanned<Client>>>,
     pub expose: Option<Vec<Spanned<Expose>>>,
     pub map: Option<Vec<Spanned<Map>>>,
-    pub audit: Option<Text>,
+    pub audit: Option<Spanned<Audit>>,
     pub metrics: Option<Text>,
     pub dns: Option<Dns>,
 }
@@ -117,6 +117,29 @@ pub enum Target {
     List(Vec<Text>),
 }
 
+/// The file alone, or all there is to say.
+#[derive(Debug)]
+pub enum Audit {
+    File(String),
+    Settings(Box<AuditSettings>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSettings {
+    pub file: Option<Text>,
+    pub required: Option<bool>,
+    pub journald: Option<Spanned<Journald>>,
+    pub otlp: Option<Text>,
+}
+
+/// `true` or `false`, or the path of another socket.
+#[derive(Debug)]
+pub enum Journald {
+    Usual(bool),
+    Socket(String),
+}
+
 /// `routed`, or `{proxy_arp: INTERFACE}`.
 #[derive(Debug)]
 pub enum Reach {
@@ -145,6 +168,55 @@ impl<'de> Visitor<'de> for TargetVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Target, A::Error> {
         Vec::deserialize(value::SeqAccessDeserializer::new(list)).map(Target::List)
+    }
+}
+
+impl<'de> Deserialize<'de> for Audit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AuditVisitor)
+    }
+}
+
+struct AuditVisitor;
+
+impl<'de> Visitor<'de> for AuditVisitor {
+    type Value = Audit;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a path, or `{file: PATH, required: true, journald: true, otlp: URL}`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Audit, E> {
+        Ok(Audit::File(text.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Audit, A::Error> {
+        let settings = AuditSettings::deserialize(value::MapAccessDeserializer::new(map))?;
+        Ok(Audit::Settings(Box::new(settings)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Journald {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JournaldVisitor)
+    }
+}
+
+struct JournaldVisitor;
+
+impl Visitor<'_> for JournaldVisitor {
+    type Value = Journald;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("true, false or the path of a socket")
+    }
+
+    fn visit_bool<E: de::Error>(self, usual: bool) -> Result<Journald, E> {
+        Ok(Journald::Usual(usual))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Journald, E> {
+        Ok(Journald::Socket(text.to_owned()))
     }
 }
 

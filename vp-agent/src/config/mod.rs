@@ -14,6 +14,7 @@ pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
 pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 
+use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
@@ -53,7 +54,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub reach: Reach,
-    pub audit: Option<PathBuf>,
+    pub audit: AuditSettings,
     pub metrics: Option<SocketAddr>,
     pub dns_zone: Option<String>,
     /// What is not wrong but perhaps not meant, one line each.

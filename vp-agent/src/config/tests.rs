@@ -119,9 +119,32 @@ dns: {{zone: vp}}
 }
 
 #[test]
+fn audit_is_a_path_or_says_where_records_go_and_whether_flows_wait_for_it() {
+    let audit = |text: &str| parse(&format!("{HEAD}audit: {text}\n")).map(|config| config.audit);
+    let file = Some("/a.jsonl".into());
+    assert_eq!(audit("/a.jsonl").expect("good"), AuditSettings { file: file.clone(), ..AuditSettings::default() });
+    let all = audit("{file: /a.jsonl, required: true, journald: true, otlp: \"http://c:4318\"}").expect("good");
+    let otlp = Some("http://c:4318/v1/logs".parse().expect("an endpoint"));
+    assert_eq!(all, AuditSettings { file, required: true, journald: Some("/run/systemd/journal/socket".into()), otlp });
+    assert_eq!(audit("{journald: /j}").expect("good").journald, Some("/j".into()));
+    assert_eq!(audit("{journald: false}").expect("good"), AuditSettings::default());
+    for (bad, message) in [
+        ("{required: true}", "audit: required, but without a file, expected `file` too"),
+        ("{file: a}", "audit.file: \"a\" is no absolute path, expected one that begins with /"),
+        ("{journald: j}", "audit.journald: \"j\" is no absolute path, expected one that begins with /"),
+        ("{otlp: \"https://c:4318\"}", "audit.otlp: \"https://c:4318\" is no such address, expected http://HOST:PORT"),
+        ("[/a.jsonl]", "expected a path, or `{file: PATH"),
+        ("{files: /a}", "unknown key"),
+    ] {
+        let error = audit(bad).expect_err(bad).to_string();
+        assert!(error.contains(message), "{bad}: {error}");
+    }
+}
+
+#[test]
 fn only_site_and_pool_are_needed() {
     let config = parse(HEAD).expect("good");
-    assert!(config.settings.peers.is_empty() && config.listen.is_none() && config.audit.is_none());
+    assert!(config.settings.peers.is_empty() && config.listen.is_none() && config.audit == AuditSettings::default());
     assert_eq!(config.interface, "vp0");
     assert_eq!(config.socket, Path::new("/run/vp/agent.sock"));
     // Sections whose entries are all commented out.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use vp::addr::{Name, PeerId, Protocol};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
-use vp::node::{Introductions, OfferError, Reason};
+use vp::node::{Allowed, Introductions, OfferError, Reason};
 
 /// A port of a service, as a peer names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,14 +45,13 @@ pub trait Link: Clone + Send + Sync + 'static {
     /// Whom this hub tells that site of now.
     fn introductions(&self, peer: PeerId) -> impl Future<Output = Introductions> + Send;
 
-    /// What this gateway would decide about a call of the peer's caller (none: any host of its site): the rule that
-    /// allows it, or why not.
+    /// What this gateway would decide about a call of the peer's caller (none: any host of its site).
     fn explain(
         &self,
         peer: PeerId,
         target: Target,
         caller: Option<u16>,
-    ) -> impl Future<Output = Result<String, Reason>> + Send;
+    ) -> impl Future<Output = Result<Allowed, Reason>> + Send;
 
     /// A backend of the service, if the peer may use it and the port is one of its ports.
     fn probe_target(&self, peer: PeerId, target: Target) -> impl Future<Output = Option<IpAddr>> + Send;

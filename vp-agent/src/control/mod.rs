@@ -28,9 +28,9 @@ use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tracing::warn;
 use vp::addr::PeerId;
-use vp::node::{Event, Reason};
+use vp::node::Event;
 use vp_proto::control::control_client::ControlClient;
-use vp_proto::control::{ExplainRequest, ExplainResponse, ProbeOutcome, ProbeRequest, ProbeResponse};
+use vp_proto::control::{ExplainRequest, ExplainResponse, ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute};
 
 /// Packets of one peer that wait for their turn; TCP sends again what finds no room.
 const PACKETS_MAX: usize = 256;
@@ -118,8 +118,17 @@ pub struct Probe {
     pub gateway_round_trip: Duration,
 }
 
-/// What the far gateway would decide: the rule that allows, or the reason that does not.
-pub type Verdict = Result<String, String>;
+/// What the far gateway would decide, or the reason that does not allow it.
+pub type Verdict = Result<FarAllowed, String>;
+
+/// What the far gateway says of a call that its policy allows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FarAllowed {
+    pub rule: String,
+    /// Why a new flow would be refused all the same: empty for none, absent where the agent does not say.
+    pub limit: Option<String>,
+    pub reply_route: ReplyRoute,
+}
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum AskError {
@@ -211,12 +220,13 @@ impl<L: Link> Control<L> {
             protocol: offer::write_protocol(target.protocol).into(),
             port: target.port.into(),
         };
-        let ExplainResponse { allowed, reason, rule } = answer(client.explain(request)).await?;
-        if allowed {
-            return Ok(Ok(printable(&rule)));
+        let response = answer(client.explain(request)).await?;
+        if !response.allowed {
+            return Ok(Err(printable(&response.reason)));
         }
-        let known = Reason::ALL.iter().find(|known| known.word() == reason);
-        Ok(Err(known.map_or_else(|| printable(&reason), |known| known.word().to_owned())))
+        let reply_route = response.reply_route();
+        let ExplainResponse { rule, limit, .. } = response;
+        Ok(Ok(FarAllowed { rule: printable(&rule), limit: limit.map(|limit| printable(&limit)), reply_route }))
     }
 
     fn client(&self, peer: PeerId) -> Option<ControlClient<Channel>> {

@@ -17,11 +17,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::debug;
 use vp::addr::{Name, PeerId, Protocol, wire};
+use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
     Attendance, ExplainRequest, ExplainResponse, Introductions, OffersRequest, ProbeOutcome, ProbeRequest,
-    ProbeResponse,
+    ProbeResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -187,8 +188,14 @@ impl<L: Link> Control for Service<L> {
             Ok(_) | Err(_) => return Err(Status::invalid_argument("caller: expected a wire index or 0")),
         };
         let verdict = match self.link.explain(self.peer, target, caller).await {
-            Ok(rule) => ExplainResponse { allowed: true, reason: String::new(), rule },
-            Err(reason) => ExplainResponse { allowed: false, reason: reason.word().to_owned(), rule: String::new() },
+            Ok(Allowed { rule, limit, source }) => ExplainResponse {
+                allowed: true,
+                reason: String::new(),
+                rule,
+                limit: Some(limit.map_or_else(String::new, |reason| reason.word().to_owned())),
+                reply_route: reply_route(source).into(),
+            },
+            Err(reason) => ExplainResponse { reason: reason.word().to_owned(), ..ExplainResponse::default() },
         };
         Ok(Response::new(verdict))
     }
@@ -240,6 +247,13 @@ fn read_target(service: &str, protocol: i32, port: u32) -> Result<Target, Status
         return Err(invalid("port: expected 0 for ICMP and only for it"));
     }
     Ok(Target { service, protocol, port })
+}
+
+fn reply_route(source: Source) -> ReplyRoute {
+    match source {
+        Source::Masquerade => ReplyRoute::Masquerade,
+        Source::Presence => ReplyRoute::Presence,
+    }
 }
 
 async fn probe_tcp(target: SocketAddr) -> Response<ProbeResponse> {

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
 use vp::hub::Attendance;
-use vp::node::{Introduction, Introductions, OfferError};
+use vp::node::{Allowed, Introduction, Introductions, OfferError, Reason};
 
 /// Each side has one peer: the other.
 const PEER: PeerId = PeerId(7);
@@ -105,8 +105,9 @@ impl Link for TestLink {
         self.0.tells.lock().unwrap().clone()
     }
 
-    async fn explain(&self, _: PeerId, _: Target, caller: Option<u16>) -> Result<String, Reason> {
-        self.0.verdict.clone().map(|rule| format!("{rule} {caller:?}"))
+    async fn explain(&self, _: PeerId, _: Target, caller: Option<u16>) -> Result<Allowed, Reason> {
+        let allowed = |rule| Allowed { rule, limit: Some(Reason::FlowLimit), source: vp::node::Source::Presence };
+        self.0.verdict.clone().map(|rule| allowed(format!("{rule} {caller:?}")))
     }
 
     async fn probe_target(&self, _: PeerId, _: Target) -> Option<IpAddr> {
@@ -476,7 +477,9 @@ async fn an_explanation_is_the_far_gateways_own() {
     b.hears(|notice| *notice == Notice::Opened(PEER)).await;
     let target = Target { service: name("web"), protocol: Protocol::Icmp, port: 0 };
     assert_eq!(a.control.explain(PEER, &target, None).await, Ok(Err("unknown-caller".to_owned())));
-    assert_eq!(b.control.explain(PEER, &target, Some(9)).await, Ok(Ok("site:factory Some(9)".to_owned())));
+    let (rule, limit) = ("site:factory Some(9)".to_owned(), Some("flow-limit".to_owned()));
+    let allowed = FarAllowed { rule, limit, reply_route: ReplyRoute::Presence };
+    assert_eq!(b.control.explain(PEER, &target, Some(9)).await, Ok(Ok(allowed)));
     assert_eq!(b.control.explain(PeerId(8), &target, None).await, Err(AskError::Closed));
 }
 

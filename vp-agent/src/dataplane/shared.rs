@@ -12,9 +12,13 @@ use tokio::sync::mpsc as async_mpsc;
 use vp::addr::Grant;
 use vp::node::{Event, Node};
 
-/// Of the event queue, what is kept free for events that change what the control thread does: those that only tell
-/// of flows give way first, packets of control channels (which TCP sends again) next.
+/// Of the event queue, what is kept free for events that change what the control thread does: those that only tell of denials
+/// (which are summed up anyway, and which anybody can cause) give way first, those of flows next, packets of control channels
+/// (which TCP sends again) then.
+const KEPT_FROM_DENIALS: usize = super::EVENTS_MAX / 4 * 3;
 const KEPT_FROM_TALES: usize = super::EVENTS_MAX / 2;
+/// Flows that must be told of do not open where less room than this is left for tales: that of one batch of packets.
+const CROWDED: usize = super::EVENTS_MAX / 8;
 const KEPT_FROM_CONTROL: usize = super::EVENTS_MAX / 4;
 /// What only tells of flows waits so long for company, since each time the control thread is woken costs more than a packet.
 const TALES_PAUSE: Duration = Duration::from_millis(10);
@@ -160,8 +164,10 @@ impl Shared {
     fn tell(&self, core: &mut Core) {
         core.tell_next = None;
         for event in core.tales.drain(..) {
-            self.pass_on(event, KEPT_FROM_TALES);
+            let kept_free = if matches!(event, Event::Denied(_)) { KEPT_FROM_DENIALS } else { KEPT_FROM_TALES };
+            self.pass_on(event, kept_free);
         }
+        core.node.set_events_crowded(self.events.capacity() <= KEPT_FROM_TALES + CROWDED);
     }
 
     /// What is still to be kept and told when all workers have ended.

@@ -35,6 +35,42 @@ fn settings() -> Settings {
     }
 }
 
+/// A datagram of the plc to this address.
+fn datagram(to: Ipv4Addr) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2];
+    packet.extend(to.octets());
+    packet.extend([0x9c, 0x40, 0, 53, 0, 8, 0, 0]);
+    let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!folded as u16).to_be_bytes());
+    packet
+}
+
+#[tokio::test]
+async fn a_flood_of_denials_leaves_room_to_tell_of_flows() {
+    let (handle, events, thread) = start(&Book::default(), 1);
+    let denials = |node: &mut Node, output: &mut Output, now| {
+        for _ in 0..EVENTS_MAX / 4 {
+            node.handle_packet(&mut datagram(Ipv4Addr::new(10, 0, 1, 77)), Offload::default(), output, now);
+            output.clear();
+        }
+        node.drops().of(vp::node::Reason::NotMapped)
+    };
+    let mut denied = 0;
+    for _ in 0..6 {
+        denied = handle.call(denials).await.unwrap();
+    }
+    // By then the last events are under way too.
+    handle.call(|_, _, _| ()).await.unwrap();
+    assert_eq!(denied, EVENTS_MAX as u64 / 4 * 6);
+    assert!(events.len() <= EVENTS_MAX / 4 && events.len() > EVENTS_MAX / 8, "{}", events.len());
+    let lost = handle.counters().events_lost.load(Ordering::Relaxed);
+    assert!(lost + events.len() as u64 + 256 >= denied, "{lost} of {denied} lost");
+    handle.stop();
+    drop(events);
+    thread.join().unwrap();
+}
+
 /// Refuses as often as it is told, then keeps.
 #[derive(Clone, Default)]
 struct Book(Arc<Mutex<Pages>>);

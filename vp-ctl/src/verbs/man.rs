@@ -63,7 +63,8 @@ const COMMON: &str = r#".SH "EXIT STATUS"
 done
 .TP
 1
-refused or failed; also a denied \fBexplain\fR, a failed layer of \fBping\fR, an error found by \fBdoctor\fR
+refused or failed; also a denied or unanswered \fBexplain\fR, a failed layer of \fBping\fR, an error found by \fBdoctor\fR, a bad line
+found by \fBaudit verify\fR
 .TP
 2
 wrong usage

@@ -7,6 +7,7 @@ mod doctor;
 mod explain;
 mod expose;
 mod flows;
+mod gather;
 mod key;
 mod man;
 mod map;
@@ -38,6 +39,7 @@ pub enum Verb {
     Explain(explain::Explain),
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
+    Gather(gather::Gather),
     Key(key::Key),
     Check(check::Check),
     Reload(reload::Reload),
@@ -62,6 +64,7 @@ impl Verb {
             Self::Explain(verb) => verb.run(client, screen),
             Self::Audit(verb) => verb.run(client, screen),
             Self::Doctor(verb) => verb.run(client, screen),
+            Self::Gather(verb) => verb.run(client, screen),
             Self::Key(verb) => verb.run(screen),
             Self::Check(verb) => verb.run(screen),
             Self::Reload(verb) => verb.run(client, screen),
