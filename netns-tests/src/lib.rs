@@ -9,6 +9,7 @@ pub mod craft;
 pub mod hostile;
 mod internet;
 mod lab;
+pub mod names;
 mod namespace;
 mod nat;
 mod plan;

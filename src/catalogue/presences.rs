@@ -3,8 +3,7 @@
 use super::settings::{Mapping, ServicePattern};
 use super::{Offer, OfferedService};
 use crate::addr::{
-    Family, Grant, Holder, LeaseError, Leases, Name, PeerId, Pool, PortMap, PortRange, Protocol, ServiceName,
-    from_bits, to_bits,
+    Family, Grant, Holder, LeaseError, Leases, Name, PeerId, Pool, PortMap, Protocol, ServiceName, from_bits, to_bits,
 };
 use ipnet::IpNet;
 use std::collections::btree_map::Entry;
@@ -35,6 +34,8 @@ pub struct PeerOffer {
     offer: Offer,
     by_name: BTreeMap<Name, usize>,
     by_index: BTreeMap<u16, usize>,
+    callers_by_name: BTreeSet<(Name, u16)>,
+    hosts_by_name: BTreeMap<(Name, u16), [bool; 2]>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -64,7 +65,13 @@ impl PeerOffer {
     pub fn new(offer: Offer) -> Self {
         let by_name = offer.services.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
         let by_index = offer.services.iter().enumerate().map(|(i, s)| (s.index, i)).collect();
-        Self { offer, by_name, by_index }
+        let callers_by_name = offer.callers.iter().map(|caller| (caller.name.clone(), caller.index)).collect();
+        let mut hosts_by_name: BTreeMap<_, [bool; 2]> = BTreeMap::new();
+        for host in &offer.hosts {
+            let [ipv4, ipv6] = hosts_by_name.entry((host.name.clone(), host.index)).or_default();
+            (*ipv4, *ipv6) = (*ipv4 || host.ipv4, *ipv6 || host.ipv6);
+        }
+        Self { offer, by_name, by_index, callers_by_name, hosts_by_name }
     }
 
     #[must_use]
@@ -81,7 +88,7 @@ impl PeerOffer {
     pub fn by_index(&self, index: u16) -> Option<&OfferedService> {
         let (_, at) = self.by_index.range(..=index).next_back()?;
         let service = &self.offer.services[*at];
-        (u32::from(index - service.index) < 1 << service.host_bits).then_some(service)
+        service.has_index(index).then_some(service)
     }
 
     /// The name that the peer's site gave to its caller.
@@ -89,6 +96,26 @@ impl PeerOffer {
     pub fn caller(&self, index: u16) -> Option<&Name> {
         let at = self.offer.callers.binary_search_by_key(&index, |caller| caller.index).ok()?;
         Some(&self.offer.callers[at].name)
+    }
+
+    /// Its callers of this name.
+    pub fn callers_named(&self, name: &Name) -> impl Iterator<Item = u16> {
+        let named = self.callers_by_name.range((name.clone(), 0)..);
+        named.take_while(move |(of, _)| of == name).map(|(_, index)| *index)
+    }
+
+    /// Wire indices of services, from `first` to `last`, that this host of the peer's site serves, with the families.
+    pub fn indices_of(&self, host: &Name, first: u16, last: u16) -> impl Iterator<Item = (u16, [bool; 2])> {
+        let named = self.hosts_by_name.range((host.clone(), first)..=(host.clone(), last));
+        named.map(|((_, index), families)| (*index, *families))
+    }
+
+    /// The name of the host that serves this wire index.
+    #[must_use]
+    pub fn host(&self, index: u16, family: Family) -> Option<&Name> {
+        let first = self.offer.hosts.partition_point(|host| host.index < index);
+        let of_index = self.offer.hosts[first..].iter().take_while(|host| host.index == index);
+        of_index.into_iter().find(|host| host.has(family)).map(|host| &host.name)
     }
 }
 
@@ -124,16 +151,16 @@ impl Presence {
 
     /// The ports that answer here, as far as the service offers them.
     #[must_use]
-    pub fn ports(&self, offered: Option<&OfferedService>) -> Vec<String> {
-        let Some(service) = offered else { return self.mapping.ports.iter().map(PortMap::to_string).collect() };
+    pub fn ports(&self, offered: Option<&OfferedService>) -> Vec<PortMap> {
+        let Some(service) = offered else { return self.mapping.ports.clone() };
         if self.mapping.ports.is_empty() {
-            return service.ports.iter().map(PortRange::to_string).collect();
+            return service.ports.iter().copied().map(PortMap::same).collect();
         }
         let is_offered = |map: &&PortMap| {
             let wanted = map.remote_range();
             service.ports.iter().any(|p| p.contains(wanted.protocol, wanted.first))
         };
-        self.mapping.ports.iter().filter(is_offered).map(PortMap::to_string).collect()
+        self.mapping.ports.iter().filter(is_offered).copied().collect()
     }
 }
 
@@ -312,6 +339,12 @@ impl Presences {
     pub fn by_service(&self, service: &ServiceName, family: Family) -> Option<(u32, &Presence)> {
         let number = *self.by_service.get(&service.site)?.get(&(service.service.clone(), family))?;
         Some((number, self.get(number)?))
+    }
+
+    /// Those of a site's services.
+    pub fn of_site(&self, site: &Name) -> impl Iterator<Item = &Presence> {
+        let numbers = self.by_service.get(site).into_iter().flat_map(BTreeMap::values);
+        numbers.filter_map(|number| self.get(*number))
     }
 
     /// In order of their names.
@@ -494,7 +527,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 healthy: true,
             };
-            let offer = Offer { services: (2..).zip(names).map(service).collect(), callers: Vec::new() };
+            let offer = Offer { services: (2..).zip(names).map(service).collect(), ..Offer::default() };
             let cloud = Name::new("cloud").expect("name");
             let offers = BTreeMap::from([(cloud, (PeerId(0), PeerOffer::new(offer)))]);
             let sites = ["cloud", "plant"].map(|site| Name::new(site).expect("name"));

@@ -28,7 +28,7 @@ impl Node {
         };
         let source = call.from.or_else(|| self.gateway_address(Family::of(address)));
         let Some(source) = source else { return denied(steps, Reason::SpoofedSource) };
-        let client = self.clients.get(&source).map_or_else(String::new, |name| format!(" ({name})"));
+        let client = self.clients.name(source).map_or_else(String::new, |name| format!(" ({name})"));
         steps.push(ok("caller", format!("{source}{client}")));
         let tuple = FiveTuple {
             source,
@@ -119,7 +119,7 @@ impl Node {
 
     #[must_use]
     pub fn address_of_client(&self, client: &Name) -> Option<IpAddr> {
-        self.clients.iter().find(|(_, name)| *name == client).map(|(address, _)| *address)
+        self.clients.addresses(client).next()
     }
 
     fn presence_for(&self, call: &Call) -> Option<(&Presence, IpAddr)> {

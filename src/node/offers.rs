@@ -23,7 +23,7 @@ impl Node {
     #[must_use]
     pub fn offer(&self, peer: PeerId) -> Offer {
         let Some(peer) = self.peer(peer) else { return Offer::default() };
-        self.exposed.offer(&peer.settings.identity, self.named_callers())
+        self.exposed.offer(&peer.settings.identity, self.named_callers(), &self.clients)
     }
 
     pub(super) fn offered(&self) -> Offered {
@@ -44,7 +44,7 @@ impl Node {
             wire::parse(block.addr()).map(|(_, index)| index)
         };
         let named = self.clients.iter();
-        named.filter_map(|(address, name)| Some(NamedCaller { index: index(*address)?, name: name.clone() })).collect()
+        named.filter_map(|(address, name)| Some(NamedCaller { index: index(address)?, name: name.clone() })).collect()
     }
 }
 

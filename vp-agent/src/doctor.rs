@@ -44,6 +44,14 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let detail = format!("{failure} ({} lines lost)", agent.audit.lost());
         findings.push(finding("audit-not-written", "error", detail, "free the disk or mend the path, then reload"));
     }
+    for (address, why) in agent.dns.failures() {
+        let detail = format!("names are not served at {address}: {why}");
+        let fix = format!(
+            "see who has the port: ss -lntup 'sport = :{}'; let it listen on its own addresses only",
+            address.port()
+        );
+        findings.push(finding("dns-not-listening", "error", detail, &fix));
+    }
     for warning in &agent.wanted.lock().await.warnings {
         findings.push(finding("host", "warning", warning.clone(), "see the agent's log"));
     }

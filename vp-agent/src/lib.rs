@@ -8,6 +8,7 @@ pub mod audit;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod dns;
 pub mod doctor;
 mod link;
 pub mod metrics;

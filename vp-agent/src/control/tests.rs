@@ -211,7 +211,7 @@ fn service(text: &str, index: u16) -> OfferedService {
 }
 
 fn offer(services: &[OfferedService]) -> Offer {
-    Offer { services: services.to_vec(), callers: vec![NamedCaller { index: 2, name: name("plc") }] }
+    Offer { services: services.to_vec(), callers: vec![NamedCaller { index: 2, name: name("plc") }], hosts: Vec::new() }
 }
 
 fn many(count: u16) -> Offer {

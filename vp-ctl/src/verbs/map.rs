@@ -44,6 +44,9 @@ impl Map {
             }
             page.list(&table);
         })?;
+        let mut names: Vec<&str> = response.presences.iter().filter_map(|presence| presence.name.as_deref()).collect();
+        names.dedup();
+        names.iter().for_each(|name| screen.note(&format!("its name is {name}")));
         screen.warn(&response.warnings);
         if response.presences.is_empty() && response.warnings.is_empty() {
             screen.warn(&["mapped, but no address yet: the site does not offer such a service at present".to_owned()]);
