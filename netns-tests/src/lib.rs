@@ -14,6 +14,7 @@ mod namespace;
 mod nat;
 mod plan;
 mod process;
+pub mod resolved;
 mod scan;
 pub mod server;
 pub mod shim;

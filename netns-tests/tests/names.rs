@@ -8,8 +8,9 @@
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::names::{ask, dig, wait_soon};
+use netns_tests::resolved::{Resolved, STUB};
 use netns_tests::world::{expose, map};
-use netns_tests::{Lab, Plan, Setup, Station, TcpServer, World, for_each_plan, nth};
+use netns_tests::{Lab, Namespace, Plan, Process, Setup, Station, TcpServer, World, for_each_plan, nth, wait_until};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -22,6 +23,18 @@ for_each_plan!(ports_are_found_where_they_are_here);
 for_each_plan!(hosts_of_a_prefix_have_names);
 for_each_plan!(callers_have_names);
 for_each_plan!(strangers_get_no_answer);
+for_each_plan!(other_names_are_forwarded_while_all_of_ours_is_away);
+for_each_plan!(a_port_that_another_has_is_said_and_taken_when_it_is_free);
+for_each_plan!(systemd_resolved_asks_the_gateway_for_its_names_alone);
+
+/// A name server with one name for every family, at these addresses of a machine.
+fn dnsmasq(lab: &Lab, machine: &Namespace, address: IpAddr, name: &str) -> Result<Process> {
+    let line = format!(
+        "dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --bind-interfaces --except-interface=lo \
+         --listen-address={address} --pid-file= --user=root --txt-record={name},answered"
+    );
+    Process::start_line(lab, machine, &line)
+}
 
 /// The gateway's own presence: the name server.
 fn server(station: &Station, plan: &Plan) -> Result<IpAddr> {
@@ -149,7 +162,7 @@ fn records_come_and_go_within_a_second(lab: &Lab, plan: &Plan) -> Result<()> {
     let plc = &station.host.namespace;
     let web = world.cloud.address(plan.family())?;
     let question = format!("web.cloud.vp {kind}");
-    netns_tests::wait_until("web.cloud to be offered", || Ok(station.agent.ctl("services")?.contains("web.cloud")))?;
+    wait_until("web.cloud to be offered", || Ok(station.agent.ctl("services")?.contains("web.cloud")))?;
     let mut presence = String::new();
     for _ in 0..2 {
         let cause = Instant::now();
@@ -264,4 +277,83 @@ fn strangers_get_no_answer(lab: &Lab, plan: &Plan) -> Result<()> {
     ensure!(counted >= 2, "{counted} queries reached it");
     ensure!(ask(&cloud.host.namespace, server, &question)?.records.len() == 1);
     Ok(())
+}
+
+fn other_names_are_forwarded_while_all_of_ours_is_away(lab: &Lab, plan: &Plan) -> Result<()> {
+    let (silent, other) = (nth(&plan.factory_lan[0], 77), nth(&plan.factory_lan[0], 6));
+    let dns = format!("dns: {{zone: vp, forward: [\"{silent}\", \"{other}\"]}}\n");
+    let setup = Setup::new(plan);
+    let mut world = World::new(lab, &Setup { factory: setup.factory.clone() + &dns, ..setup })?;
+    world.factories[0].agent.presence("web.cloud")?;
+    world.cloud.agent.kill()?;
+    let station = &world.factories[0];
+    let server = server(station, plan)?;
+    let plc = &station.host.namespace;
+    let _server = dnsmasq(lab, &station.neighbour.namespace, other, "www.example")?;
+    // The first one is never there; its turn passes.
+    for question in ["www.example TXT", "www.example TXT +tcp", "wWw.Example TXT"] {
+        let question = format!("{question} +time=8");
+        wait_until("dnsmasq to answer", || Ok(ask(plc, server, &question)?.status == "NOERROR"))?;
+        let answer = ask(plc, server, &question)?;
+        ensure!(answer.records == ["\"answered\""], "{answer:?}");
+    }
+    // Ours stay ours, and are told while their site is away.
+    let answer = ask(plc, server, &format!("web.cloud.vp {}", kind(plan)))?;
+    ensure!(answer.records.len() == 1 && answer.flags.contains(&"ra".to_owned()), "{answer:?}");
+    ensure!(ask(plc, server, "nothing.vp TXT")?.status == "NXDOMAIN");
+    ensure!(station.agent.figure("vp_dns_queries_total{kind=\"other\",outcome=\"forwarded\"}")? >= 3);
+    Ok(())
+}
+
+fn a_port_that_another_has_is_said_and_taken_when_it_is_free(lab: &Lab, plan: &Plan) -> Result<()> {
+    let mut world = World::new(lab, &Setup::new(plan))?;
+    let station = &mut world.factories[0];
+    let any: IpAddr = if kind(plan) == "A" { [0; 4].into() } else { [0_u16; 8].into() };
+    let other = station.site.gateway.run(|| std::net::UdpSocket::bind((any, 53)))??;
+    station.agent.config.rest += DNS;
+    station.agent.write_config()?;
+    station.agent.ctl("reload")?;
+    wait_until("the doctor to say so", || Ok(findings(station)?.contains("dns-not-listening")))?;
+    // All else goes on.
+    station.agent.presence("web.cloud")?;
+    drop(other);
+    wait_until("the port to be taken", || Ok(server(station, plan).is_ok()))?;
+    ensure!(!findings(station)?.contains("dns-not-listening"));
+    ensure!(ask(&station.host.namespace, server(station, plan)?, "vp SOA")?.records.len() == 1);
+    Ok(())
+}
+
+/// The doctor ends with 1 where it finds an error.
+fn findings(station: &Station) -> Result<String> {
+    Ok(String::from_utf8_lossy(&station.agent.ctl_output("doctor")?.stdout).into_owned())
+}
+
+fn systemd_resolved_asks_the_gateway_for_its_names_alone(lab: &Lab, plan: &Plan) -> Result<()> {
+    let setup = Setup::new(plan);
+    let mut world = World::new(lab, &Setup { factory: setup.factory.clone() + DNS, ..setup })?;
+    let station = &mut world.factories[0];
+    let presence = station.agent.presence("web.cloud")?;
+    let gateway = &station.site.gateway;
+    let mut resolved = Resolved::start(lab, &station.agent)?;
+    let stub = IpAddr::from(STUB);
+    let question = format!("web.cloud.vp {}", kind(plan));
+    for _ in 0..2 {
+        wait_until("systemd-resolved to know the name", || {
+            station.agent.ctl("reload")?;
+            let answer = dig(gateway, stub, &question)?;
+            Ok(answer.is_some_and(|answer| answer.records == [presence.to_string()]))
+        })?;
+        let back = ask(gateway, stub, &format!("-x {presence}"))?;
+        ensure!(back.records == ["web.cloud.vp."], "{back:?}");
+        // Another one knows nothing until it is told.
+        resolved.restart(lab, &station.agent)?;
+    }
+    let asked = station.agent.figure("vp_dns_queries_total")?;
+    dig(gateway, stub, "www.example A")?;
+    ensure!(station.agent.figure("vp_dns_queries_total")? == asked, "it asked for another's name");
+    station.agent.stop()?;
+    wait_until("systemd-resolved to have forgotten it", || {
+        let answer = dig(gateway, stub, &question)?;
+        Ok(answer.is_none_or(|answer| answer.records.is_empty()))
+    })
 }

@@ -140,9 +140,9 @@ impl NamedAddresses {
 pub fn service_bytes_max(service: &Exposure, named: NamedAddresses) -> usize {
     const SERVICE_BYTES: usize = 18;
     const PORTS_BYTES: usize = 12;
-    const HOST_BYTES: usize = 12;
+    const HOST_BYTES: usize = 10;
     let hosts = match &service.target {
-        // One, or one of each family.
+        // One of each family, or one of both, which is shorter.
         Target::Backends(backends) => backends.len().min(2),
         Target::Prefix(prefix) => 1_usize << u32::from(prefix.max_prefix_len() - prefix.prefix_len()).min(u16::BITS),
     };
@@ -415,7 +415,7 @@ mod tests {
             healthy: false,
         };
         let callers = vec![NamedCaller { index: 40_000, name: plc.name.clone() }; 100];
-        let host = |index, ipv6| NamedHost { index, name: plc.name.clone(), ipv4: !ipv6, ipv6 };
+        let host = |index, ipv6: bool| NamedHost { index, name: plc.name.clone(), ipv4: !ipv6, ipv6 };
         let hosts = (40_000..40_010).flat_map(|index| [host(index, false), host(index, true)]).collect();
         let offer = Offer { services: (40_000..40_010).map(offered).collect(), callers, hosts };
         let (bytes, most) = (to_message(offer).encoded_len(), bytes_max(vec![&web; 10], &[plc]));
