@@ -58,7 +58,7 @@ fn run(lab: &Lab, agent: &Agent) -> Result<Process> {
 }
 
 /// Of a bus on which everybody may do everything.
-fn configuration(bus: &PathBuf) -> String {
+fn configuration(bus: &Path) -> String {
     format!(
         "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN\" \
          \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">\n<busconfig><type>system</type>\

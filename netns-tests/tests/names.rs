@@ -219,7 +219,12 @@ fn hosts_of_a_prefix_have_names(lab: &Lab, plan: &Plan) -> Result<()> {
     let block = ipnet::IpNet::new(first, if first.is_ipv4() { 30 } else { 126 })?;
     let clients = client("web", nth(&lan, 5)) + &format!("  - {{name: other, addresses: [\"{}\"]}}\n", nth(&lan, 9));
     let cloud = expose("pages", &format!("\"{block}\""), "tcp/80", "any", "presence") + &clients;
-    let world = World::new(lab, &Setup { cloud, factory: map("pages.cloud") + DNS, ..Setup::new(plan) })?;
+    let cloud = cloud + &map("metrics.factory1") + DNS;
+    let factory = client("plc", nth(&plan.factory_lan[0], 2))
+        + &expose("metrics", "{plc}", "tcp/9100", "site:cloud", "masquerade")
+        + &map("pages.cloud")
+        + DNS;
+    let world = World::new(lab, &Setup { cloud, factory, ..Setup::new(plan) })?;
     let station = &world.factories[0];
     let _web = TcpServer::http(&world.cloud.host.namespace, (world.cloud.address(plan.family())?, 80), "web")?;
     let (server, kind) = (server(station, plan)?, kind(plan));
@@ -231,6 +236,13 @@ fn hosts_of_a_prefix_have_names(lab: &Lab, plan: &Plan) -> Result<()> {
     ensure!(page.starts_with("web\n"), "{page}");
     ensure!(ask(plc, server, &format!("-x {address}"))?.records == ["pages.web.cloud.vp."]);
     ensure!(ask(plc, server, &format!("web.cloud.vp {kind}"))?.status == "NOERROR");
+    // Of a service with one target, too.
+    let single = ask(
+        &world.cloud.host.namespace,
+        self::server(&world.cloud, plan)?,
+        &format!("metrics.plc.factory1.vp {kind}"),
+    )?;
+    ensure!(single.records == [world.cloud.agent.presence("metrics.factory1")?.to_string()], "{single:?}");
     for nobody in ["pages.other.cloud.vp", "pages.none.cloud.vp", "other.cloud.vp"] {
         ensure!(ask(plc, server, &format!("{nobody} {kind}"))?.status == "NXDOMAIN", "{nobody}");
     }

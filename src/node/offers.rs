@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::addr::{Holder, Identity, Name, PeerId, Selector, wire};
-use crate::catalogue::{NamedCaller, Offer, OfferedService};
+use crate::catalogue::{NamedCaller, NamedHost, Offer, OfferedService};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What all offers are made from.
@@ -15,6 +15,7 @@ pub(super) struct Offered {
 #[derive(PartialEq, Eq)]
 struct Service {
     offered: OfferedService,
+    hosts: Vec<NamedHost>,
     allow: Vec<Selector>,
 }
 
@@ -29,6 +30,7 @@ impl Node {
     pub(super) fn offered(&self) -> Offered {
         let service = |exposed: &crate::catalogue::Exposed| Service {
             offered: exposed.offered(),
+            hosts: exposed.hosts(&self.clients),
             allow: exposed.exposure.allow.clone(),
         };
         Offered {
@@ -65,7 +67,8 @@ impl Offered {
     }
 }
 
-fn visible<'a>(service: Option<&'a Service>, peer: &Identity) -> Option<&'a OfferedService> {
+fn visible<'a>(service: Option<&'a Service>, peer: &Identity) -> Option<(&'a OfferedService, &'a [NamedHost])> {
     let service = service?;
-    service.allow.iter().any(|selector| selector.may_match(peer)).then_some(&service.offered)
+    let is_for = service.allow.iter().any(|selector| selector.may_match(peer));
+    is_for.then_some((&service.offered, service.hosts.as_slice()))
 }

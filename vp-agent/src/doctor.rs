@@ -52,6 +52,11 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         );
         findings.push(finding("dns-not-listening", "error", detail, &fix));
     }
+    if let Some(failure) = agent.dns.resolved_failure() {
+        let detail = format!("systemd-resolved does not ask this gateway for names: {failure}");
+        let fix = "let the agent's user change it (polkit), or set `resolved: off`";
+        findings.push(finding("resolved-not-told", "warning", detail, fix));
+    }
     for warning in &agent.wanted.lock().await.warnings {
         findings.push(finding("host", "warning", warning.clone(), "see the agent's log"));
     }

@@ -209,13 +209,19 @@ fn values_are_refused_where_they_stand() {
         ":3:10: metrics: \"localhost\" is no address and port, expected such as 0.0.0.0:51820 or \"[::]:51820\"",
     );
     wrong("dns: {zone: VP}\n", ":3:13: dns.zone: \"VP\" is no zone, expected a DNS name such as vp");
-    wrong("dns: {zone: vp, forward: [10.0.1.9]}\n", ":3:27: dns.forward: 10.0.1.9 is in the pool");
+    wrong(
+        "dns: {zone: vp, forward: [10.0.1.9]}\n",
+        ":3:27: dns.forward: 10.0.1.9 is in the pool, expected a name server of this site",
+    );
     wrong(
         "dns: {zone: vp, forward: [dns.example]}\n",
-        ":3:27: dns.forward: \"dns.example\" is no address, expected such",
+        ":3:27: dns.forward: \"dns.example\" is no address, expected such as 10.0.0.53 or \"[fd00::53]:5353\"",
     );
     wrong("dns: {zone: vp, listen: [0.0.0.0]}\n", ":3:26: dns.listen: 0.0.0.0 is every address, expected single ones");
-    wrong("dns: {zone: vp, clients: [10.0.0.1/24]}\n", ":3:27: dns.clients: 10.0.0.1/24 has host bits set");
+    wrong(
+        "dns: {zone: vp, clients: [10.0.0.1/24]}\n",
+        ":3:27: dns.clients: 10.0.0.1/24 has host bits set, expected 10.0.0.0/24",
+    );
     wrong("dns: {zone: vp, resolved: yes}\n", ":3:27: dns.resolved: \"yes\", expected auto or off");
     wrong("reach: bridged\n", ":3:8: reach: \"bridged\", expected routed or {proxy_arp: INTERFACE}");
     wrong("reach: {proxy_arp: eth9}\n", ":3:20: proxy_arp: there is no interface eth9 with an address");

@@ -1,5 +1,6 @@
-//! How often one source is answered by UDP, where a source can be made up: an answer that nobody asked for hits whoever
-//! has that address. A fixed number of buckets, whoever asks; two sources may share one.
+//! How often one source is answered. By UDP a source can be made up, and an answer that nobody asked for hits whoever has
+//! that address; and each answer takes the node for a moment. A fixed number of buckets, whoever asks; two sources may
+//! share one.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;

@@ -49,6 +49,8 @@ pub struct Dns {
     listening: Mutex<Vec<SocketAddr>>,
     pub changed: Notify,
     resolved: tokio::sync::Mutex<Resolved>,
+    /// Why it could not be told.
+    resolved_failure: Mutex<Option<String>>,
 }
 
 impl Dns {
@@ -60,6 +62,7 @@ impl Dns {
             listening: Mutex::default(),
             changed: Notify::new(),
             resolved: tokio::sync::Mutex::default(),
+            resolved_failure: Mutex::default(),
         }
     }
 
@@ -77,6 +80,11 @@ impl Dns {
     pub fn failures(&self) -> Vec<(SocketAddr, String)> {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         failures.iter().map(|(address, why)| (*address, why.clone())).collect()
+    }
+
+    #[must_use]
+    pub fn resolved_failure(&self) -> Option<String> {
+        self.resolved_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// systemd-resolved as it was.
@@ -117,11 +125,8 @@ async fn follow(agent: &Agent, sockets: &mut Sockets) -> Result<bool, Gone> {
     };
     let (gateway, pool) =
         agent.handle.call(|node, _, _| (node.gateway_addresses(), node.settings().pool.clone())).await?;
-    let host = HostNetworks::read().await.unwrap_or_else(|error| {
-        tracing::warn!("the host's networks cannot be read: {error:#}");
-        HostNetworks::default()
-    });
     let Some(zone) = Zone::new(&dns.zone, agent.site.clone(), pool.clone()) else { return Ok(true) };
+    let Ok(host) = HostNetworks::read().await else { return Ok(false) };
     let zones = [dns.zone.clone()].into_iter().chain(zone.reverse_zones()).collect();
     let networks = Networks::new(&host, &dns.clients, pool, &interface);
     let config::Dns { forward, listen, resolved, .. } = dns;
@@ -135,8 +140,12 @@ async fn follow(agent: &Agent, sockets: &mut Sockets) -> Result<bool, Gone> {
 }
 
 async fn tell_resolved(agent: &Agent, split: Option<&Split>) {
-    let told = agent.dns.resolved.lock().await.tell(split).await;
-    told.unwrap_or_else(|error| tracing::warn!("systemd-resolved does not ask this gateway for names: {error}"));
+    let failure = agent.dns.resolved.lock().await.tell(split).await.err();
+    let mut known = agent.dns.resolved_failure.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(failure) = failure.as_ref().filter(|failure| known.as_ref() != Some(*failure)) {
+        tracing::warn!("systemd-resolved does not ask this gateway for names: {failure}");
+    }
+    *known = failure;
 }
 
 /// What listens, and the tasks that do.

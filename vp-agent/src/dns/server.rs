@@ -41,7 +41,9 @@ pub struct Served {
 pub struct Server {
     handle: Handle,
     served: Mutex<Option<Arc<Served>>>,
-    limiter: Limiter,
+    /// By UDP, and by TCP, where one that others make up cannot use up another's share.
+    datagrams: Limiter,
+    streams: Limiter,
     forwarder: Forwarder,
     queries: Arc<Semaphore>,
     connections: Mutex<BTreeMap<IpAddr, usize>>,
@@ -56,7 +58,8 @@ impl Server {
         Self {
             handle,
             served: Mutex::default(),
-            limiter: Limiter::new(Instant::now()),
+            datagrams: Limiter::new(Instant::now()),
+            streams: Limiter::new(Instant::now()),
             forwarder: Forwarder::default(),
             queries: Arc::new(Semaphore::new(QUERIES_MAX)),
             connections: Mutex::default(),
@@ -87,7 +90,7 @@ impl Server {
             };
             let (server, socket, query) = (self.clone(), socket.clone(), buffer[..bytes].to_vec());
             tokio::spawn(async move {
-                let answer = match server.limiter.judge(source.ip(), Instant::now()) {
+                let answer = match server.datagrams.judge(source.ip(), Instant::now()) {
                     Verdict::Answer => server.answer(&served, who, &query, Transport::Udp).await,
                     Verdict::Truncate => server.truncated(&query),
                     Verdict::Drop => {
@@ -132,6 +135,9 @@ impl Server {
         loop {
             let Ok(Ok(query)) = timeout(CONNECTION_PATIENCE, read_query(&mut stream)).await else { return };
             let Some((served, who)) = self.known(source) else { return };
+            if self.streams.judge(source, Instant::now()) != Verdict::Answer {
+                return self.counts.add(Kind::Other, Outcome::Limited);
+            }
             let Some(answer) = self.answer(&served, who, &query, Transport::Tcp).await else { return };
             let Ok(bytes) = u16::try_from(answer.len()) else { return };
             let framed = [&bytes.to_be_bytes(), answer.as_slice()].concat();
