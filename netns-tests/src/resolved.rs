@@ -3,7 +3,7 @@
 
 use crate::{Agent, Lab, Process, wait};
 use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Where [`Resolved`] answers.
 pub const STUB: [u8; 4] = [127, 0, 0, 53];
