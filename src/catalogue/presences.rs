@@ -18,6 +18,9 @@ const POOL_SHARE: usize = 2;
 /// And no more addresses than a site can have inside its tunnels, however large the pool is: what was offered once keeps
 /// its address while there is room.
 const SHARE_MAX: usize = 1 << 16;
+/// Callers, or wire indices of services, that are found by one name of a host: a query for it looks at each, and the peer
+/// alone decides what it calls how many.
+const NAMED_MAX: usize = 256;
 
 /// A service presence. Its number stays the same as long as it is mapped.
 #[derive(Clone, Debug)]
@@ -65,11 +68,18 @@ impl PeerOffer {
     pub fn new(offer: Offer) -> Self {
         let by_name = offer.services.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
         let by_index = offer.services.iter().enumerate().map(|(i, s)| (s.index, i)).collect();
-        let callers_by_name = offer.callers.iter().map(|caller| (caller.name.clone(), caller.index)).collect();
+        let callers_by_name = {
+            let mut is_found = first_of_each();
+            let callers = offer.callers.iter().filter(|caller| is_found(&caller.name));
+            callers.map(|caller| (caller.name.clone(), caller.index)).collect()
+        };
         let mut hosts_by_name: BTreeMap<_, [bool; 2]> = BTreeMap::new();
-        for host in &offer.hosts {
-            let [ipv4, ipv6] = hosts_by_name.entry((host.name.clone(), host.index)).or_default();
-            (*ipv4, *ipv6) = (*ipv4 || host.ipv4, *ipv6 || host.ipv6);
+        {
+            let mut is_found = first_of_each();
+            for host in offer.hosts.iter().filter(|host| is_found(&host.name)) {
+                let [ipv4, ipv6] = hosts_by_name.entry((host.name.clone(), host.index)).or_default();
+                (*ipv4, *ipv6) = (*ipv4 || host.ipv4, *ipv6 || host.ipv6);
+            }
         }
         Self { offer, by_name, by_index, callers_by_name, hosts_by_name }
     }
@@ -352,6 +362,16 @@ impl Presences {
         let mut numbers: Vec<u32> = self.by_service.values().flat_map(BTreeMap::values).copied().collect();
         numbers.sort_by_key(|number| self.get(*number).map(|p| (&p.service, Family::of(p.block.addr()))));
         numbers.into_iter().filter_map(|number| self.get(number))
+    }
+}
+
+/// Whether it is one of the first of its name.
+fn first_of_each<'a>() -> impl FnMut(&'a Name) -> bool {
+    let mut counts: BTreeMap<&Name, usize> = BTreeMap::new();
+    move |name| {
+        let count = counts.entry(name).or_default();
+        *count += 1;
+        *count <= NAMED_MAX
     }
 }
 

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 /// What callers have for a name whose site gave them none: this and their wire index.
 const UNNAMED: &str = "caller-";
 
-/// What is found under a name. The name of a site has nothing of its own; nor has a service that is a prefix, of which
-/// only the hosts have addresses.
+/// What is found under a name. The name of another site has nothing of its own; nor has a service that is a prefix, of
+/// which only the hosts have addresses.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Meaning {
     pub addresses: Vec<IpAddr>,
@@ -118,7 +118,8 @@ impl<'a> View<'a> {
                 let of_presence = |presence: &&Presence| {
                     let family = Family::of(presence.block.addr());
                     let of_family = indices.iter().filter(|(_, families)| families[family as usize]);
-                    of_family.map(|(index, _)| presence.address(index - offered.index)).collect::<Vec<_>>()
+                    let addresses = of_family.map(|(index, _)| presence.address(index - offered.index));
+                    addresses.filter(|address| presence.block.contains(address)).collect::<Vec<_>>()
                 };
                 let addresses: Vec<IpAddr> = usable.iter().flat_map(of_presence).collect();
                 (!addresses.is_empty()).then_some(addresses)?
@@ -198,16 +199,16 @@ impl<'a> View<'a> {
     /// Whether its site offers it, as far as is known, and its mapping is for this host.
     fn may_use(&self, presence: &Presence) -> bool {
         let ServiceName { service, site } = &presence.service;
-        let is_offered = match self.offer(site) {
+        let is_offered = || match self.offer(site) {
             Some(offer) => offer.by_name(service).is_some(),
             None => self.node.peers.by_site(site).is_some(),
         };
         let family = Family::of(presence.block.addr());
-        is_offered
-            && self.sources[family as usize].iter().any(|source| {
-                let client = self.node.clients.name(*source);
-                self.node.may_call(*source) && caller_rule(presence, *source, client).is_some()
-            })
+        let is_for = |source: &IpAddr| {
+            let client = self.node.clients.name(*source);
+            caller_rule(presence, *source, client).is_some() && self.node.may_call(*source)
+        };
+        self.sources[family as usize].iter().any(is_for) && is_offered()
     }
 }
 

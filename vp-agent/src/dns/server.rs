@@ -27,8 +27,8 @@ const CONNECTIONS_MAX: usize = 64;
 const CONNECTIONS_OF_ONE_MAX: usize = 8;
 /// A connection that is silent, or does not read, for so long ends (RFC 7766 section 6.2.3: a few seconds).
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(5);
-/// A listener that fails does so for want of descriptors, which comes back.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A socket that fails does so for want of memory or descriptors, which come back.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is served, as it is configured now.
 pub struct Served {
@@ -81,8 +81,10 @@ impl Server {
         let socket = Arc::new(socket);
         let mut buffer = vec![0; QUERY_BYTES_MAX];
         loop {
-            // An error is of a datagram that was sent: its port is closed.
-            let Ok((bytes, source)) = socket.recv_from(&mut buffer).await else { continue };
+            let Ok((bytes, source)) = socket.recv_from(&mut buffer).await else {
+                tokio::time::sleep(FAILURE_PAUSE).await;
+                continue;
+            };
             let Some((served, who)) = self.known(source.ip()) else { continue };
             let Ok(permit) = self.queries.clone().try_acquire_owned() else {
                 self.counts.add(Kind::Other, Outcome::Overload);
@@ -111,7 +113,7 @@ impl Server {
     pub async fn answer_tcp(self: Arc<Self>, listener: TcpListener) {
         loop {
             let Ok((stream, source)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(FAILURE_PAUSE).await;
                 continue;
             };
             let source = source.ip();
