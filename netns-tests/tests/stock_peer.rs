@@ -44,10 +44,8 @@ fn a_stock_wireguard_peer_uses_an_exposed_service_and_nothing_else(lab: &Lab, pl
     for address in &wire {
         let page = wait_for("the tunnel", || Ok(laptop.curl(*address, "/").ok()))?;
         let (title, caller) = page.trim().split_once("\ncalled by ").context("a page")?;
-        ensure!(
-            title == "web of cloud"
-                && plan.cloud_pool.iter().any(|pool| pool.contains(&caller.parse::<IpAddr>().unwrap()))
-        );
+        let caller: IpAddr = caller.parse()?;
+        ensure!(title == "web of cloud" && plan.cloud_pool.iter().any(|pool| pool.contains(&caller)));
         laptop.sh(&format!("ping -c1 -W5 {address}"))?;
         ensure!(laptop.scan(*address, 1..=1000)? == [80]);
     }
