@@ -404,7 +404,7 @@ fn offer() -> Offer {
         healthy: true,
     };
     let callers = vec![NamedCaller { index: 2, name: name("plc") }];
-    Offer { services: vec![service("plant", 2, 0), service("line", 16, 4)], callers }
+    Offer { services: vec![service("plant", 2, 0), service("line", 16, 4)], callers, hosts: Vec::new() }
 }
 
 fn key(seed: u8) -> StaticSecret {

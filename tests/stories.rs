@@ -688,3 +688,35 @@ fn a_peer_does_not_learn_what_services_there_are_for_others() {
     assert_eq!(explain("secret"), Err(Reason::UnknownCaller));
     assert_eq!((explain("payroll"), explain("nothing")), (Err(Reason::NotExposed), Err(Reason::NotExposed)));
 }
+
+#[test]
+fn the_names_of_hosts_behind_services_follow_their_targets() {
+    let mut world = world();
+    let (mut cloud, now) = (cloud_settings(), world.now);
+    cloud.clients = vec![client("one", "10.0.0.5"), client("two", "10.0.0.6"), client("third", "10.0.0.18")];
+    cloud.clients.push(client("two-six", "fd00::5"));
+    let gateway = world.gateway("cloud");
+    let factory = gateway.peers.values().next().copied().expect("peer");
+    let mut told = |settings: &vp::node::Settings| {
+        gateway.node.configure(settings.clone(), now).expect("settings");
+        let events = std::iter::from_fn(|| gateway.node.poll_event());
+        let is_told = events.into_iter().filter(|event| matches!(event, Event::OfferChanged(_))).count() == 1;
+        let offer = gateway.node.offer(factory);
+        let of =
+            |index| offer.services.iter().find(|service| service.has_index(index)).expect("a service").name.clone();
+        let hosts = offer.hosts.iter().map(|host| (of(host.index).to_string(), host.name.to_string(), host.ipv4));
+        let mut hosts: Vec<_> = hosts.collect();
+        hosts.sort();
+        (is_told, hosts)
+    };
+    let host = |service: &str, host: &str, ipv4| (service.to_owned(), host.to_owned(), ipv4);
+    let (third, two) = (host("rack", "third", true), host("secret", "two", true));
+    let (one, six) = (host("web", "one", true), host("web", "two-six", false));
+    assert_eq!(told(&cloud), (true, vec![third.clone(), two.clone(), one.clone(), six]));
+    // Nothing else of it is another.
+    cloud.exposures[0].target = vp::node::Target::Backends(vec![address("10.0.0.6"), address("fd00::9")]);
+    assert_eq!(told(&cloud), (true, vec![third.clone(), two.clone(), host("web", "two", true)]));
+    // A flow may go to either.
+    cloud.exposures[0].target = vp::node::Target::Backends(["10.0.0.5", "10.0.0.6", "fd00::9"].map(address).to_vec());
+    assert_eq!(told(&cloud), (true, vec![third, two]));
+}

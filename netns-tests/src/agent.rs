@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use x25519_dalek::{PublicKey, StaticSecret};
 
+/// The system bus of an agent's machine, in the agent's directory.
+const BUS: &str = "bus";
+
 /// A site's key pair, as `wg genkey` and `wg pubkey` print it.
 #[derive(Clone)]
 pub struct Key {
@@ -119,6 +122,12 @@ impl Agent {
         &self.directory
     }
 
+    /// Where this machine's system bus is, if a story has one.
+    #[must_use]
+    pub fn bus(&self) -> PathBuf {
+        self.directory.join(BUS)
+    }
+
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.directory.join("agent.sock")
@@ -213,6 +222,8 @@ impl Agent {
 fn run_agent(lab: &Lab, machine: &Namespace, directory: &Path) -> Result<Process> {
     let mut command = machine.command(&binary("vp-agent")?.to_string_lossy());
     command.arg("--config").arg(directory.join("agent.yaml"));
+    // Never the bus of the machine itself: its systemd-resolved knows other interfaces.
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", directory.join(BUS).display()));
     let process = Process::start(lab, machine.label(), &mut command)?;
     lab.watch_agent_log(process.log_path());
     Ok(process)

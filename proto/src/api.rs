@@ -53,7 +53,18 @@ pub struct Status {
     pub flows: FlowTable,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
+    /// If names are served.
+    #[serde(default)]
+    pub dns: Option<Dns>,
     pub health: Vec<Finding>,
+}
+
+/// The DNS server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    pub zone: String,
+    /// Where it answers: `address:port`.
+    pub listening: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +93,9 @@ pub struct PeerStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presence {
     pub service: String,
+    /// In DNS, if names are served: `web.cloud.vp`.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Address, or prefix for a service that is a prefix.
     pub address: String,
     pub ports: Vec<String>,
@@ -122,6 +136,9 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteService {
     pub service: String,
+    /// In DNS, if it is mapped and names are served: `web.cloud.vp`.
+    #[serde(default)]
+    pub name: Option<String>,
     pub ports: Vec<String>,
     pub mapped: bool,
     /// Its presences, if mapped.

@@ -121,6 +121,12 @@ impl fmt::Display for PortRange {
 }
 
 impl PortMap {
+    /// Every port as it is at the service.
+    #[must_use]
+    pub fn same(ports: PortRange) -> Self {
+        Self { local: ports, remote_first: ports.first }
+    }
+
     /// The service's port behind `port` of the presence, if this map covers it.
     #[must_use]
     pub fn remote(&self, protocol: Protocol, port: u16) -> Option<u16> {

@@ -1,7 +1,7 @@
 //! The services of this site, by name and by wire index.
 
 use super::settings::{Exposure, Target};
-use super::{NamedCaller, Offer, OfferedService};
+use super::{Clients, NamedCaller, NamedHost, Offer, OfferedService};
 use crate::addr::{Family, Holder, Identity, LeaseError, Leases, Name, Pool, from_bits, to_bits, wire};
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -81,6 +81,38 @@ impl Exposed {
             ports: self.exposure.ports.clone(),
             labels: BTreeMap::new(),
             healthy: true,
+        }
+    }
+
+    /// The hosts that surely serve who calls a certain wire index, as far as they have names: each of a prefix's; of
+    /// backends only one that has all of them, since a flow goes to any.
+    #[must_use]
+    pub fn hosts(&self, clients: &Clients) -> Vec<NamedHost> {
+        let host = |index, name: &Name, family| {
+            let (ipv4, ipv6) = (family == Family::V4, family == Family::V6);
+            NamedHost { index, name: name.clone(), ipv4, ipv6 }
+        };
+        match &self.exposure.target {
+            Target::Prefix(prefix) => {
+                let named = clients.within(prefix);
+                named.filter_map(|(at, name)| Some(host(self.index_of(at)?, name, Family::of(at)))).collect()
+            }
+            Target::Backends(_) => {
+                let only = |family| {
+                    let mut targets = self.targets(family, self.index);
+                    let name = clients.name(targets.next()?)?;
+                    targets.all(|target| clients.name(target) == Some(name)).then_some(name)
+                };
+                match (only(Family::V4), only(Family::V6)) {
+                    (Some(one), Some(other)) if one == other => {
+                        vec![NamedHost { ipv6: true, ..host(self.index, one, Family::V4) }]
+                    }
+                    (one, other) => {
+                        let named = [(one, Family::V4), (other, Family::V6)].into_iter();
+                        named.filter_map(|(name, family)| Some(host(self.index, name?, family))).collect()
+                    }
+                }
+            }
         }
     }
 
@@ -169,8 +201,9 @@ impl ExposedServices {
 
     /// What `peer` may use.
     #[must_use]
-    pub fn offer(&self, peer: &Identity, callers: Vec<NamedCaller>) -> Offer {
-        let services = self.iter().filter(|(_, s)| s.is_for(peer)).map(|(_, s)| s.offered()).collect();
-        Offer { services, callers }
+    pub fn offer(&self, peer: &Identity, callers: Vec<NamedCaller>, clients: &Clients) -> Offer {
+        let allowed = || self.iter().map(|(_, service)| service).filter(|service| service.is_for(peer));
+        let services = allowed().map(Exposed::offered).collect();
+        Offer { services, callers, hosts: allowed().flat_map(|service| service.hosts(clients)).collect() }
     }
 }

@@ -11,6 +11,8 @@ pub const OFFER_SERVICES_MAX: usize = 4096;
 pub struct Offer {
     pub services: Vec<OfferedService>,
     pub callers: Vec<NamedCaller>,
+    /// Of its services.
+    pub hosts: Vec<NamedHost>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,7 +36,31 @@ pub struct NamedCaller {
     pub name: Name,
 }
 
+/// A host behind a service that its site gives a name: who calls this wire index in one of these families calls it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NamedHost {
+    pub index: u16,
+    pub name: Name,
+    pub ipv4: bool,
+    pub ipv6: bool,
+}
+
+impl NamedHost {
+    #[must_use]
+    pub fn has(&self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.ipv4,
+            Family::V6 => self.ipv6,
+        }
+    }
+}
+
 impl OfferedService {
+    #[must_use]
+    pub fn has_index(&self, index: u16) -> bool {
+        index >= self.index && u32::from(index - self.index) < 1 << self.host_bits
+    }
+
     #[must_use]
     pub fn has(&self, family: Family) -> bool {
         match family {

@@ -3,8 +3,7 @@
 use super::settings::{Mapping, ServicePattern};
 use super::{Offer, OfferedService};
 use crate::addr::{
-    Family, Grant, Holder, LeaseError, Leases, Name, PeerId, Pool, PortMap, PortRange, Protocol, ServiceName,
-    from_bits, to_bits,
+    Family, Grant, Holder, LeaseError, Leases, Name, PeerId, Pool, PortMap, Protocol, ServiceName, from_bits, to_bits,
 };
 use ipnet::IpNet;
 use std::collections::btree_map::Entry;
@@ -19,6 +18,9 @@ const POOL_SHARE: usize = 2;
 /// And no more addresses than a site can have inside its tunnels, however large the pool is: what was offered once keeps
 /// its address while there is room.
 const SHARE_MAX: usize = 1 << 16;
+/// Callers, or wire indices of services, that are found by one name of a host: a query for it looks at each, and the peer
+/// alone decides what it calls how many.
+const NAMED_MAX: usize = 256;
 
 /// A service presence. Its number stays the same as long as it is mapped.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct PeerOffer {
     offer: Offer,
     by_name: BTreeMap<Name, usize>,
     by_index: BTreeMap<u16, usize>,
+    callers_by_name: BTreeSet<(Name, u16)>,
+    hosts_by_name: BTreeMap<(Name, u16), [bool; 2]>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -64,7 +68,20 @@ impl PeerOffer {
     pub fn new(offer: Offer) -> Self {
         let by_name = offer.services.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
         let by_index = offer.services.iter().enumerate().map(|(i, s)| (s.index, i)).collect();
-        Self { offer, by_name, by_index }
+        let callers_by_name = {
+            let mut is_found = first_of_each();
+            let callers = offer.callers.iter().filter(|caller| is_found(&caller.name));
+            callers.map(|caller| (caller.name.clone(), caller.index)).collect()
+        };
+        let mut hosts_by_name: BTreeMap<_, [bool; 2]> = BTreeMap::new();
+        {
+            let mut is_found = first_of_each();
+            for host in offer.hosts.iter().filter(|host| is_found(&host.name)) {
+                let [ipv4, ipv6] = hosts_by_name.entry((host.name.clone(), host.index)).or_default();
+                (*ipv4, *ipv6) = (*ipv4 || host.ipv4, *ipv6 || host.ipv6);
+            }
+        }
+        Self { offer, by_name, by_index, callers_by_name, hosts_by_name }
     }
 
     #[must_use]
@@ -81,7 +98,7 @@ impl PeerOffer {
     pub fn by_index(&self, index: u16) -> Option<&OfferedService> {
         let (_, at) = self.by_index.range(..=index).next_back()?;
         let service = &self.offer.services[*at];
-        (u32::from(index - service.index) < 1 << service.host_bits).then_some(service)
+        service.has_index(index).then_some(service)
     }
 
     /// The name that the peer's site gave to its caller.
@@ -89,6 +106,26 @@ impl PeerOffer {
     pub fn caller(&self, index: u16) -> Option<&Name> {
         let at = self.offer.callers.binary_search_by_key(&index, |caller| caller.index).ok()?;
         Some(&self.offer.callers[at].name)
+    }
+
+    /// Its callers of this name.
+    pub fn callers_named(&self, name: &Name) -> impl Iterator<Item = u16> {
+        let named = self.callers_by_name.range((name.clone(), 0)..);
+        named.take_while(move |(of, _)| of == name).map(|(_, index)| *index)
+    }
+
+    /// Wire indices of services, from `first` to `last`, that this host of the peer's site serves, with the families.
+    pub fn indices_of(&self, host: &Name, first: u16, last: u16) -> impl Iterator<Item = (u16, [bool; 2])> {
+        let named = self.hosts_by_name.range((host.clone(), first)..=(host.clone(), last));
+        named.map(|((_, index), families)| (*index, *families))
+    }
+
+    /// The name of the host that serves this wire index.
+    #[must_use]
+    pub fn host(&self, index: u16, family: Family) -> Option<&Name> {
+        let first = self.offer.hosts.partition_point(|host| host.index < index);
+        let of_index = self.offer.hosts[first..].iter().take_while(|host| host.index == index);
+        of_index.into_iter().find(|host| host.has(family)).map(|host| &host.name)
     }
 }
 
@@ -124,16 +161,16 @@ impl Presence {
 
     /// The ports that answer here, as far as the service offers them.
     #[must_use]
-    pub fn ports(&self, offered: Option<&OfferedService>) -> Vec<String> {
-        let Some(service) = offered else { return self.mapping.ports.iter().map(PortMap::to_string).collect() };
+    pub fn ports(&self, offered: Option<&OfferedService>) -> Vec<PortMap> {
+        let Some(service) = offered else { return self.mapping.ports.clone() };
         if self.mapping.ports.is_empty() {
-            return service.ports.iter().map(PortRange::to_string).collect();
+            return service.ports.iter().copied().map(PortMap::same).collect();
         }
         let is_offered = |map: &&PortMap| {
             let wanted = map.remote_range();
             service.ports.iter().any(|p| p.contains(wanted.protocol, wanted.first))
         };
-        self.mapping.ports.iter().filter(is_offered).map(PortMap::to_string).collect()
+        self.mapping.ports.iter().filter(is_offered).copied().collect()
     }
 }
 
@@ -314,11 +351,27 @@ impl Presences {
         Some((number, self.get(number)?))
     }
 
+    /// Those of a site's services.
+    pub fn of_site(&self, site: &Name) -> impl Iterator<Item = &Presence> {
+        let numbers = self.by_service.get(site).into_iter().flat_map(BTreeMap::values);
+        numbers.filter_map(|number| self.get(*number))
+    }
+
     /// In order of their names.
     pub fn iter(&self) -> impl Iterator<Item = &Presence> {
         let mut numbers: Vec<u32> = self.by_service.values().flat_map(BTreeMap::values).copied().collect();
         numbers.sort_by_key(|number| self.get(*number).map(|p| (&p.service, Family::of(p.block.addr()))));
         numbers.into_iter().filter_map(|number| self.get(number))
+    }
+}
+
+/// Whether it is one of the first of its name.
+fn first_of_each<'a>() -> impl FnMut(&'a Name) -> bool {
+    let mut counts: BTreeMap<&Name, usize> = BTreeMap::new();
+    move |name| {
+        let count = counts.entry(name).or_default();
+        *count += 1;
+        *count <= NAMED_MAX
     }
 }
 
@@ -494,7 +547,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 healthy: true,
             };
-            let offer = Offer { services: (2..).zip(names).map(service).collect(), callers: Vec::new() };
+            let offer = Offer { services: (2..).zip(names).map(service).collect(), ..Offer::default() };
             let cloud = Name::new("cloud").expect("name");
             let offers = BTreeMap::from([(cloud, (PeerId(0), PeerOffer::new(offer)))]);
             let sites = ["cloud", "plant"].map(|site| Name::new(site).expect("name"));

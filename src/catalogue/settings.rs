@@ -32,6 +32,18 @@ pub enum Target {
     Prefix(IpNet),
 }
 
+impl Target {
+    /// Where it is, unless it is as many places as a prefix has addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        match self {
+            Self::Backends(backends) => backends.clone(),
+            Self::Prefix(prefix) if prefix.prefix_len() == prefix.max_prefix_len() => vec![prefix.addr()],
+            Self::Prefix(_) => Vec::new(),
+        }
+    }
+}
+
 /// What the server sees as the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {

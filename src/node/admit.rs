@@ -78,7 +78,7 @@ impl Node {
         let Some((number, presence)) = self.presences.by_address(tuple.destination) else {
             return Err(Refused::because(Reason::NotMapped));
         };
-        let client = self.clients.get(&tuple.source);
+        let client = self.clients.name(tuple.source);
         let refuse = |reason| Err(Refused::because(reason).to(&presence.service).by(client));
         if !self.may_call(tuple.source) {
             return refuse(Reason::SpoofedSource);
@@ -310,7 +310,7 @@ impl Node {
                     Holder::CallerPresence { site, family, .. },
                     Holder::CallerPresence { site: of_site, family: of, .. },
                 ) => family == of && (!has_its_share || site == of_site),
-                (Holder::CallerIndex { address }, Holder::CallerIndex { .. }) => !self.clients.contains_key(address),
+                (Holder::CallerIndex { address }, Holder::CallerIndex { .. }) => self.clients.name(*address).is_none(),
                 (_, _) => false,
             };
             let since = self.callers.unused_since(&grant.holder, self.started).filter(|_| may_go)?;
@@ -335,7 +335,7 @@ impl Node {
     }
 
     /// A host of this site's own networks, or the gateway itself by its presence.
-    fn may_call(&self, source: IpAddr) -> bool {
+    pub(super) fn may_call(&self, source: IpAddr) -> bool {
         let gateway = || matches!(self.leases.holder(source), Some(Holder::Gateway { .. }));
         let foreign = self.settings.pool.contains(source) && !gateway();
         !foreign && wire::parse(source).is_none() && !source.is_loopback() && !source.is_unspecified()
@@ -351,7 +351,7 @@ impl Node {
 }
 
 /// The place of the `callers` entry that lets the host use the mapping; 0 when every host may.
-fn caller_rule(presence: &Presence, source: IpAddr, client: Option<&Name>) -> Option<usize> {
+pub(super) fn caller_rule(presence: &Presence, source: IpAddr, client: Option<&Name>) -> Option<usize> {
     let callers = &presence.mapping.callers;
     if callers.is_empty() {
         return Some(0);

@@ -4,7 +4,7 @@ use super::hub::{Introduced, RelayBuckets, Relayed};
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
 use super::{Settings, SettingsError, Sweep};
 use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
-use crate::catalogue::{Callers, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
+use crate::catalogue::{Callers, Clients, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
 use crate::flow::{Flow, Table};
 use crate::hub::Hub;
 use crate::policy::Bucket;
@@ -40,7 +40,7 @@ impl Node {
             callers: Callers::default(),
             peers: Peers::default(),
             offers: BTreeMap::new(),
-            clients: BTreeMap::new(),
+            clients: Clients::default(),
             rates: BTreeMap::new(),
             version: 0,
             swept: None,
@@ -227,12 +227,9 @@ impl Node {
                 self.events.push_back(Event::Released(grant));
             }
         }
-        let named = |client: &crate::catalogue::Client| {
-            client.addresses.iter().map(|address| (*address, client.name.clone())).collect::<Vec<_>>()
-        };
-        self.clients = self.settings.clients.iter().flat_map(named).collect();
-        for address in self.clients.keys() {
-            let holder = Holder::CallerIndex { address: *address };
+        self.clients = Clients::new(&self.settings.clients);
+        for (address, _) in self.clients.iter() {
+            let holder = Holder::CallerIndex { address };
             let (grant, is_new) = self.leases.grant(&holder, &self.settings.pool, 0, None, now)?;
             if is_new {
                 self.events.push_back(Event::Granted(grant));
@@ -269,6 +266,7 @@ impl Node {
         let site = self.peer(peer).ok_or(OfferError::UnknownPeer)?.settings.identity.site.clone();
         offer.services.sort_by(|a, b| a.name.cmp(&b.name));
         offer.callers.sort_by_key(|caller| caller.index);
+        offer.hosts.sort_by_key(|host| host.index);
         let offer = PeerOffer::new(offer);
         if self.offers.get(&site).is_some_and(|(_, known)| *known == offer) {
             return Ok(());

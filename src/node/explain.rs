@@ -61,7 +61,7 @@ impl Node {
             let change = format!("give the pool here a prefix of {family}, or call from a host");
             return Err(("caller", Reason::SpoofedSource, change));
         };
-        let client = self.clients.get(&source).map_or_else(String::new, |name| format!(" ({name})"));
+        let client = self.clients.name(source).map_or_else(String::new, |name| format!(" ({name})"));
         steps.push(ok("caller", format!("{source}{client}")));
         let tuple = FiveTuple {
             source,
@@ -164,7 +164,7 @@ impl Node {
 
     #[must_use]
     pub fn address_of_client(&self, client: &Name) -> Option<IpAddr> {
-        self.clients.iter().find(|(_, name)| *name == client).map(|(address, _)| *address)
+        self.clients.addresses(client).next()
     }
 
     fn presence_for(&self, call: &Call) -> Option<(&Presence, IpAddr)> {

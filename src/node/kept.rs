@@ -2,16 +2,15 @@
 
 use super::{Node, Settings};
 use crate::addr::{Leases, Name, Pool};
-use crate::catalogue::{ExposedServices, Presences};
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use crate::catalogue::{Clients, ExposedServices, Presences};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 pub(super) struct Kept {
     leases: Leases,
     exposed: ExposedServices,
     presences: Presences,
-    clients: BTreeMap<IpAddr, Name>,
+    clients: Clients,
     pool: Option<Pool>,
     unmapped: BTreeSet<Name>,
     map_next: Option<Instant>,

@@ -14,6 +14,7 @@ mod hub;
 mod inbound;
 mod kept;
 mod limits;
+mod names;
 mod offers;
 mod outbound;
 mod output;
@@ -31,12 +32,13 @@ pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::{Allowed, Call};
 pub use flow_id::flow_id;
 pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
+pub use names::Meaning;
 pub use output::{Outbound, Output};
 pub use report::ends;
 pub use settings::{PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
-use crate::catalogue::{Callers, ExposedServices, PeerOffer, Presences};
+use crate::catalogue::{Callers, Clients, ExposedServices, PeerOffer, Presences};
 use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
 use crate::hub::Hub;
@@ -91,7 +93,7 @@ pub struct Node {
     peers: Peers,
     /// By the peer's site.
     offers: BTreeMap<Name, (PeerId, PeerOffer)>,
-    clients: BTreeMap<IpAddr, Name>,
+    clients: Clients,
     /// Of exposed services that have a rate.
     rates: BTreeMap<u32, Rates>,
     /// Of the catalogue and the policy; flows judged under another are judged again.
@@ -369,7 +371,7 @@ impl Node {
 
     fn client_of(&self, flow: &Flow) -> Option<Name> {
         match flow.opened_by {
-            Direction::Outbound => self.clients.get(&flow.site.source).cloned(),
+            Direction::Outbound => self.clients.name(flow.site.source).cloned(),
             Direction::Inbound => self.caller_name(flow.peer, flow.wire.destination).cloned(),
         }
     }

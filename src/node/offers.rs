@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::addr::{Holder, Identity, Name, PeerId, Selector, wire};
-use crate::catalogue::{NamedCaller, Offer, OfferedService};
+use crate::catalogue::{NamedCaller, NamedHost, Offer, OfferedService};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What all offers are made from.
@@ -15,6 +15,7 @@ pub(super) struct Offered {
 #[derive(PartialEq, Eq)]
 struct Service {
     offered: OfferedService,
+    hosts: Vec<NamedHost>,
     allow: Vec<Selector>,
 }
 
@@ -23,12 +24,13 @@ impl Node {
     #[must_use]
     pub fn offer(&self, peer: PeerId) -> Offer {
         let Some(peer) = self.peer(peer) else { return Offer::default() };
-        self.exposed.offer(&peer.settings.identity, self.named_callers())
+        self.exposed.offer(&peer.settings.identity, self.named_callers(), &self.clients)
     }
 
     pub(super) fn offered(&self) -> Offered {
         let service = |exposed: &crate::catalogue::Exposed| Service {
             offered: exposed.offered(),
+            hosts: exposed.hosts(&self.clients),
             allow: exposed.exposure.allow.clone(),
         };
         Offered {
@@ -44,7 +46,7 @@ impl Node {
             wire::parse(block.addr()).map(|(_, index)| index)
         };
         let named = self.clients.iter();
-        named.filter_map(|(address, name)| Some(NamedCaller { index: index(*address)?, name: name.clone() })).collect()
+        named.filter_map(|(address, name)| Some(NamedCaller { index: index(address)?, name: name.clone() })).collect()
     }
 }
 
@@ -65,7 +67,8 @@ impl Offered {
     }
 }
 
-fn visible<'a>(service: Option<&'a Service>, peer: &Identity) -> Option<&'a OfferedService> {
+fn visible<'a>(service: Option<&'a Service>, peer: &Identity) -> Option<(&'a OfferedService, &'a [NamedHost])> {
     let service = service?;
-    service.allow.iter().any(|selector| selector.may_match(peer)).then_some(&service.offered)
+    let is_for = service.allow.iter().any(|selector| selector.may_match(peer));
+    is_for.then_some((&service.offered, service.hosts.as_slice()))
 }

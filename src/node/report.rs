@@ -1,5 +1,5 @@
 //! The node's state, as `proto` says it to people and programs. What only the shell knows (uptime, interface, origin,
-//! control channel, health) it fills in itself.
+//! names in DNS, control channel, health) it fills in itself.
 
 use super::{FlowRecord, Node, Opener, flow_id};
 use crate::addr::{Family, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
@@ -93,8 +93,9 @@ impl Node {
         let offered = self.offers.get(&presence.service.site).and_then(|(_, o)| o.by_name(&presence.service.service));
         api::Presence {
             service: presence.service.to_string(),
+            name: None,
             address: block_text(&presence.block),
-            ports: presence.ports(offered),
+            ports: presence.ports(offered).iter().map(ToString::to_string).collect(),
             state: self.service_state(&presence.service).to_owned(),
             flows: presence.flows.into(),
             origin: String::new(),
@@ -159,7 +160,10 @@ impl Node {
             }
         }
         for presence in self.presences.iter() {
-            let unknown = || self.remote_service(&presence.service, presence.ports(None));
+            let unknown = || {
+                let ports = presence.ports(None).iter().map(ToString::to_string).collect();
+                self.remote_service(&presence.service, ports)
+            };
             let service = services.entry(presence.service.clone()).or_insert_with(unknown);
             service.mapped = true;
             service.addresses.push(block_text(&presence.block));
@@ -169,7 +173,7 @@ impl Node {
 
     fn remote_service(&self, name: &ServiceName, ports: Vec<String>) -> api::RemoteService {
         let state = self.service_state(name).to_owned();
-        api::RemoteService { service: name.to_string(), ports, mapped: false, addresses: Vec::new(), state }
+        api::RemoteService { service: name.to_string(), name: None, ports, mapped: false, addresses: Vec::new(), state }
     }
 
     /// At most `limit`, those of `service` (of any site) if given.
@@ -255,7 +259,7 @@ impl Node {
                 let holder = Holder::CallerIndex { address };
                 if let Some(index) = self.caller_index(address) {
                     whois.kind = "host".to_owned();
-                    whois.client = self.clients.get(&address).map(ToString::to_string);
+                    whois.client = self.clients.name(address).map(ToString::to_string);
                     whois.wire_address = Some(wire::caller(Family::of(address), index).to_string());
                     whois.flows = self.callers.flows(&holder).into();
                 }

@@ -129,7 +129,7 @@ pub fn offer(count: usize) -> Offer {
         labels: Default::default(),
         healthy: true,
     };
-    Offer { services: (0..count).map(service).collect(), callers: Vec::new() }
+    Offer { services: (0..count).map(service).collect(), ..Offer::default() }
 }
 
 /// A UDP datagram of 64 bytes.

@@ -48,6 +48,19 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let detail = format!("{lost} audit records did not reach {to}");
         findings.push(finding("audit-not-forwarded", "warning", detail, "see that it runs and keeps up"));
     }
+    for (address, why) in agent.dns.failures() {
+        let detail = format!("names are not served at {address}: {why}");
+        let fix = format!(
+            "see who has the port: ss -lntup 'sport = :{}'; let it listen on its own addresses only",
+            address.port()
+        );
+        findings.push(finding("dns-not-listening", "error", detail, &fix));
+    }
+    if let Some(failure) = agent.dns.resolved_failure() {
+        let detail = format!("systemd-resolved does not ask this gateway for names: {failure}");
+        let fix = "let the agent's user change it (polkit), or set `resolved: off`";
+        findings.push(finding("resolved-not-told", "warning", detail, fix));
+    }
     for warning in &agent.wanted.lock().await.warnings {
         findings.push(finding("host", "warning", warning.clone(), "see the agent's log"));
     }

@@ -9,6 +9,7 @@ pub mod carrier;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod dns;
 pub mod doctor;
 mod link;
 pub mod metrics;

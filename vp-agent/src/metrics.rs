@@ -1,6 +1,7 @@
 //! The figures, as Prometheus reads them. Everything is counted where it happens; here it only gets its name.
 
 use crate::agent::Agent;
+use crate::dns::counts::{Kind, Outcome};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -151,6 +152,12 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
         counted(&counters.congestion_drops),
     );
     registry.register("unsegmented_sends", "Sends without segmentation offload", counted(&counters.unsegmented_sends));
+    let queries = Family::<Labels, Counter>::default();
+    for (kind, outcome) in Kind::ALL.iter().flat_map(|kind| Outcome::ALL.iter().map(move |outcome| (*kind, *outcome))) {
+        let labels = [label("kind", kind.word()), label("outcome", outcome.word())].concat();
+        queries.get_or_create(&labels).inc_by(agent.dns.counts().of(kind, outcome));
+    }
+    registry.register("dns_queries", "Queries for names, by kind and outcome", queries);
     registry.register("tun_offload", "What the kernel does for the TUN; always 1", offload);
     let processor = Family::<Labels, Counter<f64, AtomicU64>>::default();
     for (number, time) in agent.handle.worker_times().iter().enumerate() {

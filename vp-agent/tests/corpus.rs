@@ -2,6 +2,8 @@
 
 #[path = "../../fuzz/exercise_agent.rs"]
 mod exercise;
+#[path = "../../fuzz/exercise_dns.rs"]
+mod exercise_dns;
 #[path = "../../fuzz/files.rs"]
 mod files;
 
@@ -34,6 +36,17 @@ fn configurations_of_the_corpus_do_no_harm() {
         exercise::config(&bytes);
         let parse = |text| Config::parse(Path::new("agent.yaml"), text, &HostNetworks::default());
         let is_good = std::str::from_utf8(&bytes).is_ok_and(|text| parse(text).is_ok());
+        assert!(verdict(&name).is_none_or(|good| good == is_good));
+    }
+}
+
+#[test]
+fn messages_of_the_corpus_do_no_harm() {
+    for (name, bytes) in files("fuzz/corpus/dns") {
+        println!("{name}");
+        let answer = exercise_dns::dns(&bytes);
+        // NOERROR, in the low half of the fourth byte.
+        let is_good = answer.is_some_and(|answer| answer[3] & 15 == 0);
         assert!(verdict(&name).is_none_or(|good| good == is_good));
     }
 }

@@ -56,6 +56,13 @@ impl Screen {
         }
     }
 
+    /// Beside what is printed, for people alone.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            report(FAINT, "note", text);
+        }
+    }
+
     pub fn complain(&self, failure: &Failure) {
         report(BAD, "error", &failure.to_string());
     }

@@ -44,6 +44,12 @@ impl Desired {
         Ok(())
     }
 
+    /// The number of the tunnels' interface.
+    #[must_use]
+    pub fn link(&self) -> Option<i32> {
+        i32::try_from(self.network.as_ref()?.index()).ok()
+    }
+
     pub(super) async fn presences_changed(&mut self, handle: &Handle) -> Result<(), Refused> {
         let presences = handle.call(|node, _, _| node.presence_blocks()).await?;
         if let Some(network) = &mut self.network {
@@ -60,6 +66,12 @@ impl Desired {
     pub fn origin_of_exposure(&self, name: &str) -> &'static str {
         let in_file = self.config.settings.exposures.iter().any(|exposure| exposure.name.as_str() == name);
         if in_file { "file" } else { "runtime" }
+    }
+
+    /// What a service is called in DNS, if names are served.
+    #[must_use]
+    pub fn dns_name(&self, service: &str) -> Option<String> {
+        self.config.dns.as_ref().map(|dns| format!("{service}.{}", dns.zone))
     }
 
     #[must_use]

@@ -18,6 +18,7 @@ use crate::carrier::{CarrierSettings, Listener};
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
+use crate::dns::Dns;
 use crate::netlink::{self, Network};
 use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
@@ -56,6 +57,7 @@ pub struct Agent {
     carriers: Mutex<Carriers>,
     /// A hub's, over TLS.
     _listener: Option<Listener>,
+    pub dns: Dns,
     state: StateDir,
     learnt: std::sync::Mutex<Learnt>,
     /// For the loop: peers may have other names than before.
@@ -145,6 +147,7 @@ impl Agent {
             Desired { config, runtime, network: Some(network), nft, listen_port: listen.port(), warnings: clashes };
         let agent = Arc::new(Self {
             site,
+            dns: Dns::new(handle.clone()),
             handle,
             control,
             started: Instant::now(),
@@ -202,6 +205,7 @@ impl Agent {
         let socket = wanted.config.socket.clone();
         drop(wanted);
         self.endpoints_changed.notify_one();
+        self.dns.changed.notify_one();
         warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
         warnings.extend(self.audit.reopen().await.err());
         self.tell("configuration", "the file was read again".to_owned());

@@ -186,6 +186,7 @@ impl Running {
 
     /// The host as it was before.
     pub async fn stop(mut self) {
+        self.agent.dns.stop().await;
         let mut wanted = self.agent.wanted.lock().await;
         if let Some(network) = wanted.network.take() {
             network.remove().await.unwrap_or_else(|error| tracing::warn!("routes: {error:#}"));

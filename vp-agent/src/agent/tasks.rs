@@ -19,6 +19,7 @@ const ENDPOINTS_PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(resolve::run(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
+    tokio::spawn(crate::dns::run(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
     tokio::spawn(follow_audit(agent.clone()));
     let restored = agent.clone();

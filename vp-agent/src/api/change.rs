@@ -35,7 +35,12 @@ pub async fn map(State(agent): State<Arc<Agent>>, request: Request<api::MapReque
         matches!((&pattern, name), (Ok(pattern), Ok(name)) if pattern.matches(&name))
     };
     let mut presences: Vec<_> = presences.into_iter().filter(named).collect();
-    presences.iter_mut().for_each(|presence| "runtime".clone_into(&mut presence.origin));
+    let wanted = agent.wanted.lock().await;
+    for presence in &mut presences {
+        "runtime".clone_into(&mut presence.origin);
+        presence.name = wanted.dns_name(&presence.service);
+    }
+    drop(wanted);
     if presences.is_empty() {
         warnings.push(format!("{service} has no presence yet: nothing of it is offered, or the pool is full"));
     }

@@ -50,6 +50,7 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
             services: node.services(),
             flows: node.flow_table(),
             drops,
+            dns: None,
             health: Vec::new(),
         };
         (shown, node.peers(now))
@@ -66,7 +67,12 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
         }
         status.peers.push(peer);
     }
+    status.dns = wanted.config.dns.as_ref().map(|dns| api::Dns {
+        zone: dns.zone.clone(),
+        listening: agent.dns.listening().iter().map(ToString::to_string).collect(),
+    });
     for presence in &mut status.presences {
+        presence.name = wanted.dns_name(&presence.service);
         wanted.origin_of_presence(&presence.service).clone_into(&mut presence.origin);
     }
     for service in &mut status.services {
@@ -78,7 +84,12 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
 }
 
 pub async fn services(State(agent): State<Arc<Agent>>) -> Answer<Vec<api::RemoteService>> {
-    Ok(Json(agent.handle.call(|node, _, _| node.remote_services()).await?))
+    let mut services = agent.handle.call(|node, _, _| node.remote_services()).await?;
+    let wanted = agent.wanted.lock().await;
+    for service in services.iter_mut().filter(|service| service.mapped) {
+        service.name = wanted.dns_name(&service.service);
+    }
+    Ok(Json(services))
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use super::error::{ConfigError, FieldError};
 use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
-use super::{Config, HostNetworks, Reach, Workers, values};
+use super::{Config, Dns, HostNetworks, Reach, Workers, values};
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, CertificateFiles, ListenerSettings};
 use crate::control::offer;
@@ -40,6 +40,9 @@ const FLOWS_MAX: u32 = 262_144;
 const PEERS_MAX: usize = 1000;
 /// Each is compared with each, and looked at for every new flow.
 const POOL_PREFIXES_MAX: usize = 64;
+
+/// Each of `dns`' lists: listened at, asked in turn, compared with each client.
+const DNS_ENTRIES_MAX: usize = 64;
 
 struct Reader<'a> {
     file: &'a Path,
@@ -80,7 +83,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
     let audit = file.audit.as_ref().map(|audit| r.audit(audit)).transpose()?.unwrap_or_default();
-    let dns_zone = r.optional("dns.zone", file.dns.as_ref().map(|dns| &dns.zone), values::zone)?;
+    let dns = file.dns.as_ref().map(|dns| r.dns(dns, &pool)).transpose()?;
     if let (Some(address), Some(text)) = (metrics, &file.metrics)
         && !address.ip().is_loopback()
     {
@@ -108,7 +111,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         reach,
         audit,
         metrics,
-        dns_zone,
+        dns,
         warnings: reader.warnings,
         lines: reader.lines,
     })
@@ -370,6 +373,40 @@ impl Reader<'_> {
         Ok(Some(RelayRates { site, tenant }))
     }
 
+    fn dns(&self, dns: &file::Dns, pool: &Pool) -> Result<Dns> {
+        let forward = self.dns_entries("dns.forward", dns.forward.as_ref(), values::name_server)?;
+        if let Some((text, address)) = forward.iter().find(|(_, address)| pool.contains(address.ip())) {
+            let message = format!("dns.forward: {} is in the pool, expected a name server of this site", address.ip());
+            return Err(self.fail(text.referenced, message));
+        }
+        let listen = self.dns_entries("dns.listen", dns.listen.as_ref(), values::name_server)?;
+        if let Some((text, address)) = listen.iter().find(|(_, address)| address.ip().is_unspecified()) {
+            let message = format!("dns.listen: {} is every address, expected single ones", address.ip());
+            return Err(self.fail(text.referenced, message));
+        }
+        let clients = self.dns_entries("dns.clients", dns.clients.as_ref(), values::prefix)?;
+        Ok(Dns {
+            zone: self.text("dns.zone", &dns.zone, values::zone)?,
+            listen: listen.into_iter().map(|(_, address)| address).collect(),
+            forward: forward.into_iter().map(|(_, address)| address).collect(),
+            clients: clients.into_iter().map(|(_, prefix)| prefix).collect(),
+            resolved: self.optional("dns.resolved", dns.resolved.as_ref(), values::auto)?.unwrap_or(true),
+        })
+    }
+
+    fn dns_entries<'t, T>(
+        &self,
+        key: &str,
+        list: Option<&'t Spanned<Vec<Text>>>,
+        parse: impl Fn(&str) -> std::result::Result<T, String>,
+    ) -> Result<Vec<(&'t Text, T)>> {
+        let Some(list) = list else { return Ok(Vec::new()) };
+        if let Some(text) = list.value.get(DNS_ENTRIES_MAX) {
+            return Err(self.fail(text.referenced, format!("{key}: more than {DNS_ENTRIES_MAX}")));
+        }
+        list.value.iter().map(|text| Ok((text, self.text(key, text, &parse)?))).collect()
+    }
+
     fn preshared_key(&mut self, text: Option<&Text>) -> Result<Option<[u8; 32]>> {
         let Some(text) = text else { return Ok(None) };
         let path = self.text("preshared_key_file", text, values::path)?;
@@ -419,6 +456,7 @@ impl Reader<'_> {
     fn exposures(&mut self, entries: &[Spanned<file::Expose>], settings: &mut Settings) -> Result<()> {
         let mut names = Places::default();
         let mut bytes = offer::bytes_max([], &settings.clients);
+        let named = offer::NamedAddresses::of(&settings.clients);
         for Spanned { value: entry, referenced, .. } in entries {
             let limits = self.limits(entry.limits.as_ref())?;
             let request = ExposeRequest {
@@ -432,7 +470,7 @@ impl Reader<'_> {
                 source: entry.source.as_ref().map(|source| source.value.clone()),
             };
             let exposure = requests::exposure_alone(&request, limits, settings).and_then(|exposure| {
-                bytes += offer::service_bytes_max(&exposure);
+                bytes += offer::service_bytes_max(&exposure, named);
                 let too_large = || FieldError::new("ports", requests::OFFER_TOO_LARGE);
                 if bytes > offer::MESSAGE_BYTES_MAX { Err(too_large()) } else { Ok(exposure) }
             });

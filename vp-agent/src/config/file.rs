@@ -108,6 +108,10 @@ pub struct Map {
 #[serde(deny_unknown_fields)]
 pub struct Dns {
     pub zone: Text,
+    pub listen: Option<Spanned<Vec<Text>>>,
+    pub forward: Option<Spanned<Vec<Text>>>,
+    pub clients: Option<Spanned<Vec<Text>>>,
+    pub resolved: Option<Text>,
 }
 
 /// One address or prefix, or a list of addresses.

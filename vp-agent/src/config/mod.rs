@@ -56,11 +56,27 @@ pub struct Config {
     pub reach: Reach,
     pub audit: AuditSettings,
     pub metrics: Option<SocketAddr>,
-    pub dns_zone: Option<String>,
+    /// Absent: no names are served.
+    pub dns: Option<Dns>,
     /// What is not wrong but perhaps not meant, one line each.
     pub warnings: Vec<String>,
     /// The lines of the file's services and mappings.
     lines: BTreeMap<String, u64>,
+}
+
+/// Names for what is here of other sites.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Dns {
+    /// Without the final dot.
+    pub zone: String,
+    /// Beside the gateway's own presences.
+    pub listen: Vec<SocketAddr>,
+    /// Who is asked for other names; empty: nobody.
+    pub forward: Vec<SocketAddr>,
+    /// Networks of this site beside those that this host is in.
+    pub clients: Vec<IpNet>,
+    /// Whether systemd-resolved is told, where it runs.
+    pub resolved: bool,
 }
 
 /// How many threads carry packets.

@@ -96,7 +96,7 @@ map:
   - service: \"*.cloud\"
 audit: /var/log/vp/audit.jsonl
 metrics: 127.0.0.1:9107
-dns: {{zone: vp}}
+dns: {{zone: names.vp., listen: [10.0.0.1, \"[fd00::1]:5353\"], forward: [10.0.0.53], clients: [10.0.0.0/8], resolved: off}}
 "
     );
     let config = parse(&text).expect("good");
@@ -116,6 +116,11 @@ dns: {{zone: vp}}
     assert_eq!(config.mapped_at(&settings.mappings[1].service), Some("agent.yaml:29".to_owned()));
     assert_eq!(config.mapped_at(&"other.cloud".parse().expect("name")), None);
     assert_eq!(settings.mappings[0].ports[1].to_string(), "tcp/80=tcp/8080");
+    let dns = config.dns.expect("dns");
+    assert_eq!((dns.zone.as_str(), dns.resolved), ("names.vp", false));
+    assert_eq!(dns.listen, ["10.0.0.1:53", "[fd00::1]:5353"].map(|text| text.parse().expect("address")));
+    assert_eq!(dns.forward, ["10.0.0.53:53".parse().expect("address")]);
+    assert_eq!(dns.clients, ["10.0.0.0/8".parse().expect("prefix")]);
 }
 
 #[test]
@@ -227,6 +232,20 @@ fn values_are_refused_where_they_stand() {
         ":3:10: metrics: \"localhost\" is no address and port, expected such as 0.0.0.0:51820 or \"[::]:51820\"",
     );
     wrong("dns: {zone: VP}\n", ":3:13: dns.zone: \"VP\" is no zone, expected a DNS name such as vp");
+    wrong(
+        "dns: {zone: vp, forward: [10.0.1.9]}\n",
+        ":3:27: dns.forward: 10.0.1.9 is in the pool, expected a name server of this site",
+    );
+    wrong(
+        "dns: {zone: vp, forward: [dns.example]}\n",
+        ":3:27: dns.forward: \"dns.example\" is no address, expected such as 10.0.0.53 or \"[fd00::53]:5353\"",
+    );
+    wrong("dns: {zone: vp, listen: [0.0.0.0]}\n", ":3:26: dns.listen: 0.0.0.0 is every address, expected single ones");
+    wrong(
+        "dns: {zone: vp, clients: [10.0.0.1/24]}\n",
+        ":3:27: dns.clients: 10.0.0.1/24 has host bits set, expected 10.0.0.0/24",
+    );
+    wrong("dns: {zone: vp, resolved: yes}\n", ":3:27: dns.resolved: \"yes\", expected auto or off");
     wrong("reach: bridged\n", ":3:8: reach: \"bridged\", expected routed or {proxy_arp: INTERFACE}");
     wrong("reach: {proxy_arp: eth9}\n", ":3:20: proxy_arp: there is no interface eth9 with an address");
     wrong("reach: {proxy_arp: vp0}\n", ":3:20: proxy_arp: vp0 is the tunnels' own interface, expected the LAN's");

@@ -15,6 +15,8 @@ pub type Parsed<T> = Result<T, String>;
 const INTERFACE_BYTES_MAX: usize = 15;
 /// A Unix socket's `sun_path` less its terminating zero.
 const SOCKET_BYTES_MAX: usize = 107;
+/// IANA's for name servers.
+const DNS_PORT: u16 = 53;
 /// RFC 1035 section 2.3.4.
 const HOST_BYTES_MAX: usize = 253;
 
@@ -193,6 +195,23 @@ pub fn public_key(text: &str) -> Parsed<[u8; 32]> {
     let key = *key(text)?;
     let probe = x25519_dalek::StaticSecret::from([0x42; 32]).diffie_hellman(&key.into());
     if probe.was_contributory() { Ok(key) } else { Err("this is no public key: a point of low order".to_owned()) }
+}
+
+/// `10.0.0.53`, or with a port of its own `10.0.0.53:5353`.
+pub fn name_server(text: &str) -> Parsed<SocketAddr> {
+    let address = text.parse().or_else(|_| text.parse().map(|address: IpAddr| SocketAddr::from((address, DNS_PORT))));
+    let good = |address: &SocketAddr| address.port() > 0 && !address.ip().is_multicast();
+    let expected = || format!("{text:?} is no address, expected such as 10.0.0.53 or \"[fd00::53]:5353\"");
+    address.ok().filter(good).ok_or_else(expected)
+}
+
+/// Whether something is done where it can be.
+pub fn auto(text: &str) -> Parsed<bool> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("{text:?}, expected auto or off")),
+    }
 }
 
 /// A DNS zone under which presences get names.

@@ -6,8 +6,8 @@ use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_f
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use vp::addr::{Name, NameError, PortRange, Protocol, wire};
-use vp::catalogue::{NamedCaller, OFFER_SERVICES_MAX, Offer, OfferedService};
-use vp::node::{Client, Exposure};
+use vp::catalogue::{NamedCaller, NamedHost, OFFER_SERVICES_MAX, Offer, OfferedService};
+use vp::node::{Client, Exposure, Target};
 use vp_proto::control as proto;
 
 /// The version of the protocol that this agent speaks.
@@ -40,6 +40,8 @@ pub enum Refusal {
     Service { name: String, fault: Fault },
     #[error("caller {}: {fault}", Shown(.name))]
     Caller { name: String, fault: Fault },
+    #[error("host {}: {fault}", Shown(.name))]
+    Host { name: String, fault: Fault },
 }
 
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
@@ -94,26 +96,58 @@ pub fn read(mut message: &[u8]) -> Result<Offer, Refusal> {
 pub fn to_message(offer: Offer) -> proto::Offer {
     let callers = offer.callers.into_iter();
     let callers = callers.map(|caller| proto::Caller { index: caller.index.into(), name: caller.name.into() });
+    let hosts = offer.hosts.into_iter().map(|NamedHost { index, name, ipv4, ipv6 }| proto::Host {
+        index: index.into(),
+        name: name.into(),
+        ipv4,
+        ipv6,
+    });
     proto::Offer {
         version: VERSION,
         services: offer.services.into_iter().map(write_service).collect(),
         callers: callers.collect(),
+        hosts: hosts.collect(),
     }
 }
 
 /// As large as the message can be that offers all of this to a peer, whatever wire indices it has.
 pub fn bytes_max<'a>(exposures: impl IntoIterator<Item = &'a Exposure>, clients: &[Client]) -> usize {
     const VERSION_BYTES: usize = 2;
-    let services: usize = exposures.into_iter().map(service_bytes_max).sum();
+    let named = NamedAddresses::of(clients);
+    let services: usize = exposures.into_iter().map(|service| service_bytes_max(service, named)).sum();
     VERSION_BYTES + services + clients.iter().map(client_bytes_max).sum::<usize>()
 }
 
-/// A service's part of that: keys and lengths of the fields included, numbers at their longest; services have no labels.
+/// How many addresses of this site have a name, and how long the longest is.
+#[derive(Clone, Copy)]
+pub struct NamedAddresses {
+    count: usize,
+    name_bytes_max: usize,
+}
+
+impl NamedAddresses {
+    #[must_use]
+    pub fn of(clients: &[Client]) -> Self {
+        let count = clients.iter().map(|client| client.addresses.len()).sum();
+        let name_bytes_max = clients.iter().map(|client| client.name.as_str().len()).max().unwrap_or(0);
+        Self { count, name_bytes_max }
+    }
+}
+
+/// A service's part of that: keys and lengths of the fields included, numbers at their longest; services have no labels,
+/// and of its hosts any may have a name.
 #[must_use]
-pub fn service_bytes_max(service: &Exposure) -> usize {
+pub fn service_bytes_max(service: &Exposure, named: NamedAddresses) -> usize {
     const SERVICE_BYTES: usize = 18;
     const PORTS_BYTES: usize = 12;
-    SERVICE_BYTES + service.name.as_str().len() + PORTS_BYTES * service.ports.len()
+    const HOST_BYTES: usize = 10;
+    let hosts = match &service.target {
+        // One of each family, or one of both, which is shorter.
+        Target::Backends(backends) => backends.len().min(2),
+        Target::Prefix(prefix) => 1_usize << u32::from(prefix.max_prefix_len() - prefix.prefix_len()).min(u16::BITS),
+    };
+    let service_bytes = SERVICE_BYTES + service.name.as_str().len() + PORTS_BYTES * service.ports.len();
+    service_bytes + hosts.min(named.count) * (HOST_BYTES + named.name_bytes_max)
 }
 
 /// A client's.
@@ -159,6 +193,8 @@ struct Reader {
     /// First index of each service's block -> its last.
     blocks: BTreeMap<u16, u16>,
     callers: BTreeSet<u16>,
+    /// Wire index and whether it is of IPv6.
+    hosts: BTreeSet<(u16, bool)>,
 }
 
 impl Reader {
@@ -171,6 +207,7 @@ impl Reader {
             (1, WireType::Varint) => self.version = decode_varint(message)? as u32,
             (2, WireType::LengthDelimited) => self.add_service(proto::Service::decode(take_delimited(message)?)?)?,
             (3, WireType::LengthDelimited) => self.add_caller(proto::Caller::decode(take_delimited(message)?)?)?,
+            (4, WireType::LengthDelimited) => self.add_host(proto::Host::decode(take_delimited(message)?)?)?,
             (_, _) => skip_field(wire_type, field, message, DecodeContext::default())?,
         }
         Ok(())
@@ -207,6 +244,21 @@ impl Reader {
             if self.callers.insert(index) { Ok(caller) } else { Err(Fault::IndexTwice(index)) }
         });
         self.offer.callers.push(read.map_err(|fault| Refusal::Caller { name, fault })?);
+        Ok(())
+    }
+
+    /// An index of no service names nobody, and does no harm.
+    fn add_host(&mut self, message: proto::Host) -> Result<(), Refusal> {
+        let proto::Host { index, name, ipv4, ipv6 } = message;
+        let read = read_block(index, 0).and_then(|(index, _)| {
+            if !ipv4 && !ipv6 {
+                return Err(Fault::NoFamily);
+            }
+            let is_taken = (ipv4 && !self.hosts.insert((index, false))) | (ipv6 && !self.hosts.insert((index, true)));
+            let host = NamedHost { index, name: Name::new(&name)?, ipv4, ipv6 };
+            if is_taken { Err(Fault::IndexTwice(index)) } else { Ok(host) }
+        });
+        self.offer.hosts.push(read.map_err(|fault| Refusal::Host { name, fault })?);
         Ok(())
     }
 }
@@ -332,7 +384,7 @@ mod tests {
     }
 
     fn read_all(services: Vec<proto::Service>) -> Result<Offer, Refusal> {
-        read(&proto::Offer { version: VERSION, services, callers: Vec::new() }.encode_to_vec())
+        read(&proto::Offer { version: VERSION, services, ..proto::Offer::default() }.encode_to_vec())
     }
 
     /// What is said of an offer of one good service and this one.
@@ -345,7 +397,7 @@ mod tests {
         let ports = vec![PortRange::from_str("udp/50000-60000").unwrap(); 256];
         let web = Exposure {
             name: Name::new(&"w".repeat(63)).unwrap(),
-            target: vp::node::Target::Backends(Vec::new()),
+            target: Target::Backends(vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()]),
             ports: ports.clone(),
             allow: Vec::new(),
             source: vp::node::Source::Presence,
@@ -363,7 +415,9 @@ mod tests {
             healthy: false,
         };
         let callers = vec![NamedCaller { index: 40_000, name: plc.name.clone() }; 100];
-        let offer = Offer { services: (40_000..40_010).map(offered).collect(), callers };
+        let host = |index, ipv6: bool| NamedHost { index, name: plc.name.clone(), ipv4: !ipv6, ipv6 };
+        let hosts = (40_000..40_010).flat_map(|index| [host(index, false), host(index, true)]).collect();
+        let offer = Offer { services: (40_000..40_010).map(offered).collect(), callers, hosts };
         let (bytes, most) = (to_message(offer).encoded_len(), bytes_max(vec![&web; 10], &[plc]));
         assert!(bytes <= most && most <= bytes + 10, "{bytes} of {most}");
     }
@@ -377,7 +431,9 @@ mod tests {
             OfferedService { name, index: 16, host_bits: 4, ipv4: true, ipv6: true, ports, labels, healthy: false };
         let caller = |index, name| NamedCaller { index, name: Name::new(name).unwrap() };
         // Two hosts of one name.
-        let offer = Offer { services: vec![web], callers: vec![caller(2, "plc"), caller(9, "plc")] };
+        let host = |index, ipv4, ipv6| NamedHost { index, name: Name::new("plc").unwrap(), ipv4, ipv6 };
+        let hosts = vec![host(16, true, false), host(16, false, true), host(31, true, true)];
+        let offer = Offer { services: vec![web], callers: vec![caller(2, "plc"), caller(9, "plc")], hosts };
         assert_eq!(read(&to_message(offer.clone()).encode_to_vec()), Ok(offer));
         assert_eq!(read(&to_message(Offer::default()).encode_to_vec()), Ok(Offer::default()));
     }
@@ -502,12 +558,32 @@ mod tests {
     fn callers_have_an_index_of_their_own_and_a_name() {
         let bad = |callers: &[(u32, &str)]| {
             let callers = callers.iter().map(|(index, name)| proto::Caller { index: *index, name: (*name).to_owned() });
-            let offer = proto::Offer { version: VERSION, services: Vec::new(), callers: callers.collect() };
+            let offer = proto::Offer { version: VERSION, callers: callers.collect(), ..proto::Offer::default() };
             read(&offer.encode_to_vec()).unwrap_err().to_string()
         };
         assert!(bad(&[(2, "plc"), (2, "robot")]).starts_with("caller \"robot\": wire index 2 belongs"));
         assert!(bad(&[(1, "plc")]).contains("outside"));
         assert!(bad(&[(2, "P L C")]).contains("lower-case"));
+    }
+
+    #[test]
+    fn a_wire_index_is_one_hosts_in_each_family() {
+        let read = |hosts: &[(u32, &str, bool, bool)]| {
+            let host = |(index, name, ipv4, ipv6): &(u32, &str, _, _)| proto::Host {
+                index: *index,
+                name: (*name).to_owned(),
+                ipv4: *ipv4,
+                ipv6: *ipv6,
+            };
+            let hosts = hosts.iter().map(host).collect();
+            read(&proto::Offer { version: VERSION, hosts, ..proto::Offer::default() }.encode_to_vec())
+        };
+        let bad = |hosts: &[_]| read(hosts).unwrap_err().to_string();
+        assert_eq!(read(&[(2, "plc", true, false), (2, "robot", false, true)]).unwrap().hosts.len(), 2);
+        assert!(bad(&[(2, "plc", true, false), (2, "robot", true, true)]).starts_with("host \"robot\": wire index 2"));
+        assert!(bad(&[(2, "plc", false, false)]).contains("neither"));
+        assert!(bad(&[(1, "plc", true, true)]).contains("outside"));
+        assert!(bad(&[(2, "P.L.C", true, true)]).contains("lower-case"));
     }
 
     #[test]
@@ -534,7 +610,10 @@ mod tests {
             ..service(&format!("s-{n}"), 16 * n, 4)
         };
         let callers = (2..5).map(|n| proto::Caller { index: n, name: "plc".to_owned() }).collect();
-        let good = proto::Offer { version: VERSION, services: (1..4).map(block).collect(), callers }.encode_to_vec();
+        let hosts =
+            (16..20).map(|index| proto::Host { index, name: "plc".to_owned(), ipv4: true, ipv6: false }).collect();
+        let services = (1..4).map(block).collect();
+        let good = proto::Offer { version: VERSION, services, callers, hosts }.encode_to_vec();
         let (mut random, mut taken) = (9_u64, 0);
         // splitmix64
         let mut below = |limit: usize| {

@@ -250,7 +250,7 @@ fn service(text: &str, index: u16) -> OfferedService {
 }
 
 fn offer(services: &[OfferedService]) -> Offer {
-    Offer { services: services.to_vec(), callers: vec![NamedCaller { index: 2, name: name("plc") }] }
+    Offer { services: services.to_vec(), callers: vec![NamedCaller { index: 2, name: name("plc") }], hosts: Vec::new() }
 }
 
 fn many(count: u16) -> Offer {
@@ -563,7 +563,7 @@ async fn a_peer_that_is_no_hub_says_so_once_and_its_offers_go_on() {
     let (other, mut site) = pair(Site::new(1), Site { is_hubs_site: true, ..Site::new(2) });
     let refused = site.hears(|notice| matches!(notice, Notice::IntroductionsRefused { .. })).await;
     assert_eq!(refused, Notice::IntroductionsRefused { hub: PEER, reason: "this agent is no hub".to_owned() });
-    let offer = Offer { services: vec![service("web", 2)], callers: Vec::new() };
+    let offer = Offer { services: vec![service("web", 2)], ..Offer::default() };
     other.offers(offer.clone());
     site.has(&offer).await;
     tokio::time::sleep(Duration::from_secs(600)).await;

@@ -77,6 +77,12 @@ impl Network {
         Ok(network)
     }
 
+    /// The interface's number.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
     /// Brings the host to what is wanted. What could not be done and does not keep packets from passing is returned,
     /// one line each.
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<Vec<String>> {

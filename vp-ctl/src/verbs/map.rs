@@ -9,8 +9,8 @@ use vp_proto::api::{MapRequest, MapResponse};
 
 /// Give a service of another site a local address, and print that address
 ///
-/// The mapping is kept when the agent restarts, and shown by `vp-ctl status` as added at run time. Warnings go to
-/// standard error, so that standard output is the address alone.
+/// The mapping is kept when the agent restarts, and shown by `vp-ctl status` as added at run time. Its name, where names are
+/// served, and warnings go to standard error, so that standard output is the address alone.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -40,10 +40,14 @@ impl Map {
         let response = screen.show(&answer, |MapResponse { presences, .. }, page| {
             let mut table = Table::new(&["", ""]);
             for presence in presences {
-                table.row([text(&presence.address), text(if several { &presence.service } else { "" })]);
+                let name = presence.name.as_ref().unwrap_or(&presence.service);
+                table.row([text(&presence.address), text(if several { name } else { "" })]);
             }
             page.list(&table);
         })?;
+        let mut names: Vec<&str> = response.presences.iter().filter_map(|presence| presence.name.as_deref()).collect();
+        names.dedup();
+        names.iter().filter(|_| !several).for_each(|name| screen.note(&format!("its name is {name}")));
         screen.warn(&response.warnings);
         if response.presences.is_empty() && response.warnings.is_empty() {
             screen.warn(&["mapped, but no address yet: the site does not offer such a service at present".to_owned()]);

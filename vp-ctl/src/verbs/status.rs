@@ -40,7 +40,8 @@ impl Status {
 }
 
 fn site(status: &api::Status, page: &mut Page) {
-    let api::Status { site, version, uptime_seconds, interface, listen, public_key, pool, flows, drops, .. } = status;
+    let api::Status { site, version, uptime_seconds, interface, listen, public_key, pool, flows, drops, dns, .. } =
+        status;
     let mut table = Table::new(&["", ""]);
     let up = duration(*uptime_seconds);
     table.row([text("site"), strong(site)]);
@@ -58,6 +59,10 @@ fn site(status: &api::Status, page: &mut Page) {
     let drops: Vec<String> =
         drops.iter().filter(|(_, count)| **count > 0).map(|(reason, count)| format!("{reason} {count}")).collect();
     table.row([text("dropped"), text(if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") })]);
+    if let Some(api::Dns { zone, listening }) = dns {
+        let at = if listening.is_empty() { "nowhere".to_owned() } else { listening.join(", ") };
+        table.row([text("names"), text(format!("zone {zone}, served at {at}"))]);
+    }
     page.list(&table);
 }
 
@@ -83,7 +88,7 @@ fn peers(peers: &[api::PeerStatus]) -> Table {
 
 fn presences(presences: &[api::Presence]) -> Table {
     let mut table = Table::new(&["SERVICE", "ADDRESS", "PORTS", "STATE", "FLOWS", "FROM"]);
-    for api::Presence { service, address, ports, state, flows, origin } in presences {
+    for api::Presence { service, address, ports, state, flows, origin, .. } in presences {
         table.row([strong(service), text(address), list(ports), judged(state), number(flows), text(origin)]);
     }
     table

@@ -103,6 +103,24 @@ fn map_prints_the_address_alone_so_that_a_script_can_use_it() {
 }
 
 #[test]
+fn the_name_in_dns_stands_beside_the_address() {
+    let presence = |service: &str, address: &str| {
+        format!(
+            r#"{{"service":"{service}","name":"{service}.vp","address":"{address}","ports":[],"state":"up","flows":0,"origin":"file"}}"#
+        )
+    };
+    let [four, six] = [presence("web.cloud", "10.0.1.2"), presence("web.cloud", "fd00:1::2")];
+    let both = format!(r#"{{"presences":[{four},{six}]}}"#);
+    let said = Agent::saying(&both).ctl("map web.cloud");
+    assert_eq!(
+        (said.out.as_str(), said.error.as_str()),
+        ("10.0.1.2\nfd00:1::2\n", "vp-ctl: note: its name is web.cloud.vp\n")
+    );
+    let said = Agent::saying(&both).ctl("map *.cloud");
+    assert_eq!((said.out.as_str(), said.error.as_str()), ("10.0.1.2   web.cloud.vp\nfd00:1::2  web.cloud.vp\n", ""));
+}
+
+#[test]
 fn mapping_all_of_a_site_prints_which_address_is_which() {
     let presence = |service: &str, address: &str| {
         format!(
@@ -144,13 +162,13 @@ fn changes_say_what_was_done() {
 #[test]
 fn services_shows_what_can_be_mapped_and_what_is() {
     let agent = Agent::saying(
-        r#"[{"service":"web.cloud","ports":["tcp/80"],"mapped":true,"addresses":["10.0.1.2"],"state":"up"},
+        r#"[{"service":"web.cloud","name":"web.cloud.vp","ports":["tcp/80"],"mapped":true,"addresses":["10.0.1.2"],"state":"up"},
         {"service":"rabbitmq.cloud","ports":["tcp/5672"],"mapped":false,"addresses":[],"state":"down"}]"#,
     );
     let expected = page(&[
-        "SERVICE         PORTS     STATE  LOCAL ADDRESS",
-        "web.cloud       tcp/80    up     10.0.1.2",
-        "rabbitmq.cloud  tcp/5672  down   -",
+        "SERVICE         PORTS     STATE  LOCAL ADDRESS  NAME",
+        "web.cloud       tcp/80    up     10.0.1.2       web.cloud.vp",
+        "rabbitmq.cloud  tcp/5672  down   -              -",
     ]);
     assert_eq!(agent.ctl("services").out, expected);
     assert_eq!(Agent::saying("[]").ctl("services").out, "no other site offers this one a service\n");
