@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod catalogue;
 pub mod flow;
+pub mod identity;
 pub mod node;
 pub mod packet;
 pub mod policy;
