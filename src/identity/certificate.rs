@@ -35,9 +35,22 @@ impl Certificate {
         Ok(certificate)
     }
 
-    /// What somebody presents: refused before a signature is looked at, if it would not hold anyway.
-    pub fn verify(bytes: &[u8], trust: &Trust, revocations: &Revocations, now: u64) -> Result<Self, Refusal> {
+    /// What a peer presents for itself, of this site and with this key: refused before a signature is looked at, if it would
+    /// not hold anyway.
+    pub fn verify(
+        bytes: &[u8],
+        (site, public_key): (&Name, &[u8; 32]),
+        trust: &Trust,
+        revocations: &Revocations,
+        now: u64,
+    ) -> Result<Self, Refusal> {
         let certificate = Self::decode(bytes)?;
+        if certificate.site != *site {
+            return Err(Refusal::WrongSite);
+        }
+        if certificate.public_key != *public_key {
+            return Err(Refusal::WrongKey);
+        }
         certificate.judge(trust, revocations, now)?;
         certificate.envelope.verify(Kind::Certificate)?;
         Ok(certificate)

@@ -40,7 +40,7 @@ fn certificate(by: &Issuer, number: u8) -> Certificate {
 }
 
 fn verify(bytes: &[u8], trust: &Trust, revocations: &Revocations, now: u64) -> Result<Certified, Refusal> {
-    let certificate = Certificate::verify(bytes, trust, revocations, now)?;
+    let certificate = Certificate::verify(bytes, (&name("factory"), &[7; 32]), trust, revocations, now)?;
     certificate.judge(trust, revocations, now)
 }
 
@@ -60,6 +60,15 @@ fn a_certificate_gives_an_identity_while_it_holds_and_not_a_second_longer() {
     assert_eq!(at(NOW + 90 * DAY - 1), Ok(()));
     assert_eq!(at(NOW + 90 * DAY), Err(Refusal::Expired));
     assert_eq!([at(0), at(u64::MAX)], [Err(Refusal::NotYetValid), Err(Refusal::Expired)]);
+}
+
+#[test]
+fn a_certificate_is_good_for_the_site_and_the_key_that_it_names() {
+    let acme = authority("acme", 1);
+    let (bytes, trust, none) = (certificate(&acme, 1).to_bytes(), trust(&[&acme]), Revocations::default());
+    let of = |site: &str, key| Certificate::verify(&bytes, (&name(site), &[key; 32]), &trust, &none, NOW).map(|_| ());
+    assert_eq!([of("factory", 7), of("depot", 7)], [Ok(()), Err(Refusal::WrongSite)]);
+    assert_eq!(of("factory", 8), Err(Refusal::WrongKey));
 }
 
 #[test]
@@ -198,10 +207,10 @@ fn no_certificate_with_a_bit_of_it_turned_is_believed() {
         for at in 0..good.len() * 8 {
             let mut bytes = good.clone();
             bytes[at / 8] ^= 1 << (at % 8);
-            assert!(Certificate::verify(&bytes, &trust, &none, NOW).is_err(), "bit {at} of {}", good.len() * 8);
+            assert!(verify(&bytes, &trust, &none, NOW).is_err(), "bit {at} of {}", good.len() * 8);
         }
         for length in 0..good.len() {
-            assert!(Certificate::verify(&good[..length], &trust, &none, NOW).is_err(), "{length} of {}", good.len());
+            assert!(verify(&good[..length], &trust, &none, NOW).is_err(), "{length} of {}", good.len());
         }
     }
 }
@@ -219,7 +228,7 @@ proptest! {
             (bytes != good).then_some(bytes)
         };
         if let Some(bytes) = alter(certificate(&acme, 1).to_bytes()) {
-            prop_assert!(Certificate::verify(&bytes, &trust, &known, NOW).is_err());
+            prop_assert!(verify(&bytes, &trust, &known, NOW).is_err());
         }
         if let Some(bytes) = alter(acme.revoke(None, serial(1), 0, NOW).expect("signed").to_bytes()) {
             prop_assert!(known.add(&bytes, &trust, NOW).is_err());
