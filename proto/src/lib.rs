@@ -3,6 +3,7 @@
 //! `identity.proto`).
 
 pub mod api;
+pub mod time;
 
 #[cfg(feature = "control")]
 pub mod control {

@@ -270,7 +270,8 @@ fn golden_vectors_are_made_and_read_byte_for_byte() {
     ];
     let made: Vec<String> = golden.iter().map(|(_, made)| hex_lines(made)).collect();
     for ((file, _), made) in golden.iter().zip(&made) {
-        let bytes: String = file.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+        let bytes: String =
+            file.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
         assert_eq!(&bytes, made);
     }
     let trust = trust(&[&acme]);

@@ -5,11 +5,13 @@
 pub mod agent;
 pub mod api;
 pub mod audit;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod doctor;
-mod link;
+pub mod identity;
+pub mod link;
 pub mod metrics;
 pub mod netlink;
 pub mod nft;

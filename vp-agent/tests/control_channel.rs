@@ -8,11 +8,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool};
 use vp::catalogue::Offer;
+use vp::identity::{List, Refusal};
 use vp::node::{Event, Exposure, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source, Target};
 use vp_agent::control::{Control, Link, Notice, Target as Port};
+use vp_agent::identity::Presented;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// Each node has one peer.
@@ -25,6 +27,7 @@ struct Gateway {
     /// Something was done that may have changed the node's next timeout.
     done: Notify,
     far: Mutex<Option<Arc<Gateway>>>,
+    presented: watch::Sender<Arc<Presented>>,
 }
 
 struct Running {
@@ -138,6 +141,18 @@ impl Link for NodeLink {
         explained.unwrap_or(Err(Reason::NoPath))
     }
 
+    fn credentials(&self) -> watch::Receiver<Arc<Presented>> {
+        self.0.presented.subscribe()
+    }
+
+    async fn take_certificate(&self, _: PeerId, _: Vec<u8>) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn take_revocations(&self, _: Vec<u8>) -> Result<(List, bool), Refusal> {
+        Err(Refusal::UnknownAuthority)
+    }
+
     async fn probe_target(&self, peer: PeerId, port: Port) -> Option<IpAddr> {
         self.0.call(|node, _, _| node.probe_target(peer, &port.service, port.protocol, port.port))?
     }
@@ -209,6 +224,7 @@ fn pair() -> [Arc<Gateway>; 2] {
             running: Mutex::new(None),
             done: Notify::new(),
             far: Mutex::new(None),
+            presented: watch::Sender::default(),
         })
     });
     let [one, other] = &gateways;

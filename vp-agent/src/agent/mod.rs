@@ -2,6 +2,7 @@
 //! thread; the data threads are reached by their handle alone.
 
 mod desired;
+mod identity;
 mod names;
 mod records;
 mod resolve;
@@ -13,9 +14,12 @@ pub use desired::Desired;
 pub use running::Running;
 
 use crate::audit::{Audit, Entry};
+use crate::clock::unix_seconds;
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
+use crate::identity::{Identities, Kept};
+use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
@@ -38,7 +42,8 @@ pub struct Agent {
     /// This site.
     pub site: Name,
     pub handle: Handle,
-    pub control: Control<Handle>,
+    pub control: Control<AgentLink>,
+    pub identities: Arc<Identities>,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -56,6 +61,8 @@ pub struct Agent {
     endpoint_learnt: Notify,
     /// Held while it is written.
     endpoints_file: std::sync::Mutex<()>,
+    /// The same.
+    identity_file: std::sync::Mutex<()>,
 }
 
 /// Where peers were seen last.
@@ -99,10 +106,14 @@ impl Agent {
         let runtime = Runtime::load(&state)?;
         let endpoints = Endpoints::load(&state)?;
         let audit = Audit::open(config.audit.as_deref()).await.map_err(anyhow::Error::msg)?;
-        let (settings, clashes) = effective(&config, &runtime, &endpoints);
+        let public_key = PublicKey::from(&key).to_bytes();
+        let (site, by_key) = (config.settings.site.clone(), &config.settings.peers);
+        let kept = Kept::load(&state)?;
+        let identities = Arc::new(Identities::new(site, public_key, &config.credentials, by_key, kept));
+        let peers = identities.peers(by_key, unix_seconds());
+        let (settings, clashes) = effective(&config, &runtime, &endpoints, peers);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
-        let public_key = PublicKey::from(&key).to_bytes();
         let node = Node::new(settings, leases, key, seed, Instant::now());
         let node = node.map_err(|error| placed(error.into(), &config))?;
         let interface = &config.interface;
@@ -123,7 +134,8 @@ impl Agent {
         let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
-        let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
+        let link = AgentLink { handle: handle.clone(), identities: identities.clone() };
+        let (control, notices) = Control::start(link, seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
         let site = config.settings.site.clone();
         let wanted =
@@ -132,6 +144,7 @@ impl Agent {
             site,
             handle,
             control,
+            identities,
             started: Instant::now(),
             offload,
             listen,
@@ -146,6 +159,7 @@ impl Agent {
             endpoints_changed: Notify::new(),
             endpoint_learnt: Notify::new(),
             endpoints_file: std::sync::Mutex::new(()),
+            identity_file: std::sync::Mutex::new(()),
         });
         let running = Running::new(agent, events, notices, syncer, data);
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
@@ -168,13 +182,18 @@ impl Agent {
         let mut config = loaded.context("reading the configuration")??;
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(keep_fixed(&wanted.config, &mut config)?);
-        let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
+        let (before, _) = self.effective(&wanted.config, &wanted.runtime);
+        let identities_before = self.identities.configure(&config.credentials, &config.settings.peers);
+        let (settings, clashes) = self.effective(&config, &wanted.runtime);
         warnings.extend(clashes);
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
-        self.configure(settings).await.map_err(|error| placed(error, &config))?;
+        if let Err(error) = self.configure(settings).await {
+            self.identities.put_back(identities_before);
+            return Err(placed(error, &config));
+        }
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;
+            self.identities.put_back(identities_before);
             self.put_back(&mut wanted, before).await;
             return Err(error);
         }
@@ -195,9 +214,9 @@ impl Agent {
     ) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
         let mut runtime = wanted.runtime.clone();
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
+        let (before, _) = self.effective(&wanted.config, &wanted.runtime);
         change(&mut runtime, &wanted.config, &before)?;
-        let (settings, clashes) = effective(&wanted.config, &runtime, &self.learnt().endpoints);
+        let (settings, clashes) = self.effective(&wanted.config, &runtime);
         self.configure(settings).await?;
         if let Err(error) = runtime.save(&self.state) {
             self.configure(before).await?;
@@ -225,7 +244,14 @@ impl Agent {
         }
     }
 
-    async fn configure(&self, settings: Settings) -> Result<(), Refused> {
+    fn effective(&self, config: &Config, runtime: &Runtime) -> (Settings, Vec<String>) {
+        let peers = self.identities.peers(&config.settings.peers, unix_seconds());
+        effective(config, runtime, &self.learnt().endpoints, peers)
+    }
+
+    async fn configure(&self, mut settings: Settings) -> Result<(), Refused> {
+        // Something may have ended since these were put together.
+        self.identities.keep_in_force(&mut settings.peers, unix_seconds());
         let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
         self.peers_changed.store(true, Ordering::Relaxed);
         Ok(configured?)

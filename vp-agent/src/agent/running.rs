@@ -136,7 +136,9 @@ impl Running {
         let (Notice::Opened(peer)
         | Notice::Closed(peer)
         | Notice::OfferTaken { peer, .. }
-        | Notice::OfferRefused { peer, .. }) = notice;
+        | Notice::OfferRefused { peer, .. }
+        | Notice::CredentialRefused { peer, .. }
+        | Notice::RevocationsTaken { peer, .. }) = notice;
         if self.names.of(peer).is_none() {
             self.names.ask(&self.agent.handle).await;
         }
@@ -150,6 +152,14 @@ impl Running {
             Notice::OfferRefused { reason, .. } => {
                 tracing::warn!("peer {site}: its offer was refused: {reason}");
                 self.agent.tell("offer-refused", format!("{site}: {reason}"));
+            }
+            Notice::CredentialRefused { what, refusal, .. } => {
+                tracing::warn!("peer {site}: {what:?} refused: {refusal}");
+                self.agent.tell_refused(Some(site), what, refusal);
+            }
+            Notice::RevocationsTaken { tenant, version, .. } => {
+                tracing::info!("peer {site}: revocations of {tenant}, version {version}");
+                self.agent.tell_revocations(Some(site), &tenant, version);
             }
         }
     }

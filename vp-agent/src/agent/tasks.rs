@@ -1,6 +1,6 @@
 //! What waits for name servers, other programs or the disk: beside the loop, each in a task of its own.
 
-use super::{Agent, resolve};
+use super::{Agent, identity, resolve};
 use crate::state::Syncer;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,7 @@ const ENDPOINTS_PAUSE: Duration = Duration::from_millis(100);
 /// They end with the runtime.
 pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(resolve::run(agent.clone()));
+    tokio::spawn(identity::follow(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
     let restored = agent.clone();

@@ -4,10 +4,7 @@
 mod denials;
 #[cfg(test)]
 mod tests;
-mod time;
 mod writer;
-
-pub use time::rfc3339;
 
 use denials::{Added, Denials};
 use std::collections::VecDeque;
@@ -16,9 +13,10 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 use vp_proto::api::AuditRecord;
+use vp_proto::time::rfc3339_millis;
 use writer::{WAIT_MAX, Writer};
 
 /// Lines kept for `vp-ctl audit` where there is no file to read.
@@ -72,7 +70,7 @@ impl Audit {
     }
 
     pub fn write(&self, entries: impl IntoIterator<Item = Entry>) {
-        let time = rfc3339(SystemTime::now());
+        let time = rfc3339_millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
         let mut log = self.log();
         for entry in entries {
             match entry {

@@ -2,6 +2,7 @@
 //! happens to the channel, the last good offer stays until a better one comes.
 
 use super::connection::{Connection, Wire};
+use super::credentials;
 use super::link::Link;
 use super::offer::{self, MESSAGE_BYTES_MAX, Refusal};
 use super::{Notice, Notices};
@@ -54,6 +55,7 @@ pub struct Client<L> {
     pub jitter: u64,
     /// Why the last offer was refused, if it was: said once, not at every attempt.
     pub refused: Option<String>,
+    pub said: credentials::Said,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +98,22 @@ impl<L: Link> Client<L> {
     /// One connection, from its first packet to its end.
     async fn session(&mut self, wire: &Wire, had_offer: &mut bool) -> Result<std::convert::Infallible, Ended> {
         let channel = self.open(wire).await?;
+        let mut said = std::mem::take(&mut self.said);
+        let (link, notices) = (self.link.clone(), self.notices.clone());
+        let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said };
+        let ended = tokio::select! {
+            ended = self.follow_offers(channel.clone(), had_offer) => ended,
+            never = taker.follow(channel) => match never {},
+        };
+        self.said = said;
+        ended
+    }
+
+    async fn follow_offers(
+        &mut self,
+        channel: Channel,
+        had_offer: &mut bool,
+    ) -> Result<std::convert::Infallible, Ended> {
         let mut offers = self.ask_for_offers(channel.clone()).await?;
         let first = timeout(Duration::from_secs(FIRST_OFFER_SECONDS_MAX), offers.message()).await;
         let mut next = first.map_err(|_| Ended::Silent)??.ok_or(Ended::Closed)?;

@@ -1,10 +1,12 @@
 //! The control channel: what the agents of a tunnel say to each other, over TCP that ends inside them. For each peer
-//! that has an agent there is a stack, a service that the peer calls, and a client that calls the peer's.
+//! that has an agent there is a stack, a service that the peer calls, and a client that calls the peer's: offers and
+//! credentials go both ways.
 //!
 //! It opens no port of the host, decides nothing about packets, and keeps nothing: offers belong to the node.
 
 mod client;
 mod connection;
+mod credentials;
 mod link;
 pub mod offer;
 mod server;
@@ -12,12 +14,13 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
+pub use credentials::What;
 pub use link::{Link, Target};
 
 use client::Client;
 use connection::Wire;
 use server::Changes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,7 +29,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tracing::warn;
-use vp::addr::PeerId;
+use vp::addr::{Name, PeerId};
+use vp::identity::Refusal;
 use vp::node::{Event, Reason};
 use vp_proto::control::control_client::ControlClient;
 use vp_proto::control::{ExplainRequest, ExplainResponse, ProbeOutcome, ProbeRequest, ProbeResponse};
@@ -56,6 +60,17 @@ pub enum Notice {
     OfferRefused {
         peer: PeerId,
         reason: String,
+    },
+    /// A certificate or a list of revocations was bad; what was known stays.
+    CredentialRefused {
+        peer: PeerId,
+        what: What,
+        refusal: Refusal,
+    },
+    RevocationsTaken {
+        peer: PeerId,
+        tenant: Name,
+        version: u64,
     },
 }
 
@@ -230,7 +245,7 @@ impl<L: Link> Control<L> {
         let changes = Arc::new(watch::Sender::default());
         let hurry = Arc::new(Notify::new());
         let (link, notices) = (self.shared.link.clone(), self.shared.notices.clone());
-        let client = Client { peer, link, notices, channel, jitter: seed | 1, refused: None };
+        let client = Client { peer, link, notices, channel, jitter: seed | 1, refused: None, said: BTreeSet::new() };
         let task = run(client, taken, changes.clone(), hurry.clone(), seed);
         Peer { packets, changes, hurry, channel: open, task: tokio::spawn(task) }
     }

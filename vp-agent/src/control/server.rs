@@ -2,9 +2,11 @@
 //! not looked at.
 
 use super::connection::Connection;
+use super::credentials;
 use super::link::{Link, Target};
 use super::offer;
 use futures_util::stream::{self, Stream, StreamExt};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -20,7 +22,8 @@ use vp::addr::{Name, PeerId, Protocol, wire};
 use vp::catalogue::Offer;
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
-use vp_proto::control::{ExplainRequest, ExplainResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse};
+use vp_proto::control::{Credential, CredentialsRequest, ExplainRequest, ExplainResponse, OffersRequest};
+use vp_proto::control::{ProbeOutcome, ProbeRequest, ProbeResponse};
 
 /// Requests are a few names and numbers.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -44,6 +47,7 @@ pub struct Changes {
     offer: u64,
     /// The newest stream; those before it end.
     stream: u64,
+    pub(super) credentials_stream: u64,
 }
 
 /// Announces that the offer may have changed.
@@ -97,6 +101,7 @@ impl<L> Service<L> {
 #[tonic::async_trait]
 impl<L: Link> Control for Service<L> {
     type OffersStream = Pin<Box<dyn Stream<Item = Result<vp_proto::control::Offer, Status>> + Send>>;
+    type CredentialsStream = Pin<Box<dyn Stream<Item = Result<Credential, Status>> + Send>>;
 
     async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Self::OffersStream>, Status> {
         self.admit()?;
@@ -114,6 +119,23 @@ impl<L: Link> Control for Service<L> {
         let feed =
             Feed { peer: self.peer, link: self.link.clone(), changes: self.changes.subscribe(), stream, last: None };
         Ok(Response::new(Box::pin(stream::unfold(feed, Feed::next))))
+    }
+
+    async fn credentials(&self, _: Request<CredentialsRequest>) -> Result<Response<Self::CredentialsStream>, Status> {
+        self.admit()?;
+        let mut stream = 0;
+        self.changes.send_modify(|changes| {
+            changes.credentials_stream += 1;
+            stream = changes.credentials_stream;
+        });
+        let feed = credentials::Feed {
+            presented: self.link.credentials(),
+            changes: self.changes.subscribe(),
+            stream,
+            sent: Arc::default(),
+            next: VecDeque::new(),
+        };
+        Ok(Response::new(Box::pin(stream::unfold(feed, credentials::Feed::next))))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -1,10 +1,12 @@
 //! Two agents back to back on a wire in memory, with time that passes only while everyone waits.
 
 use super::*;
+use crate::identity::Presented;
 use std::net::IpAddr;
 use std::str::FromStr;
 use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
+use vp::identity::{Certificate, List};
 use vp::node::OfferError;
 
 /// Each side has one peer: the other.
@@ -29,6 +31,8 @@ struct Site {
     offer: Mutex<Offer>,
     /// What the peer offers, as last taken.
     taken: watch::Sender<Option<Offer>>,
+    presented: watch::Sender<Arc<Presented>>,
+    certificates: Mutex<Vec<Certificate>>,
     target: Option<IpAddr>,
     verdict: Result<String, Reason>,
     weather: Mutex<Weather>,
@@ -84,6 +88,21 @@ impl Link for TestLink {
     async fn probe_target(&self, _: PeerId, _: Target) -> Option<IpAddr> {
         self.0.target
     }
+
+    fn credentials(&self) -> watch::Receiver<Arc<Presented>> {
+        self.0.presented.subscribe()
+    }
+
+    async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<(), Refusal> {
+        assert_eq!(peer, PEER);
+        let certificate = Certificate::read(&bytes)?;
+        self.0.certificates.lock().unwrap().push(certificate);
+        Ok(())
+    }
+
+    async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {
+        Ok((List::read(&bytes)?, true))
+    }
 }
 
 impl Site {
@@ -92,6 +111,8 @@ impl Site {
             is_stock_peer: false,
             offer: Mutex::default(),
             taken: watch::Sender::new(None),
+            presented: watch::Sender::default(),
+            certificates: Mutex::default(),
             target: None,
             verdict: Err(Reason::NotExposed),
             weather: Mutex::new(FAIR),

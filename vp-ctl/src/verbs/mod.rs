@@ -1,6 +1,8 @@
 //! The verbs: one file each, with its arguments, its question to the agent and what it shows.
 
 mod audit;
+mod authority;
+mod certificate;
 mod check;
 mod completions;
 mod doctor;
@@ -12,6 +14,7 @@ mod man;
 mod map;
 mod ping;
 mod reload;
+mod revocations;
 mod services;
 mod status;
 mod unexpose;
@@ -39,6 +42,9 @@ pub enum Verb {
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
     Key(key::Key),
+    Authority(authority::Authority),
+    Certificate(certificate::Certificate),
+    Revocations(revocations::Revocations),
     Check(check::Check),
     Reload(reload::Reload),
     Completions(completions::Completions),
@@ -63,6 +69,9 @@ impl Verb {
             Self::Audit(verb) => verb.run(client, screen),
             Self::Doctor(verb) => verb.run(client, screen),
             Self::Key(verb) => verb.run(screen),
+            Self::Authority(verb) => verb.run(screen),
+            Self::Certificate(verb) => verb.run(screen),
+            Self::Revocations(verb) => verb.run(client, screen),
             Self::Check(verb) => verb.run(screen),
             Self::Reload(verb) => verb.run(client, screen),
             Self::Completions(verb) => verb.run(screen, whole()),

@@ -1,0 +1,352 @@
+//! Certified identity as this gateway knows it: whom it trusts, what peers presented, what was revoked. Says which peers
+//! there may be now, and as whom; who asks tells it the time. It changes nothing itself.
+//!
+//! Of several certificates of one site and key the one issued last decides alone: one before it never comes back.
+
+mod kept;
+mod show;
+#[cfg(test)]
+mod tests;
+
+pub use kept::Kept;
+
+use crate::config::credentials::read_certificate;
+use crate::config::{Credentials, Member};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, watch};
+use vp::addr::Name;
+use vp::identity::{CERTIFICATE_BYTES_MAX, Certificate, Certified, List, Refusal, Revocations, Serial, Trust};
+use vp::node::PeerSettings;
+
+type PublicKey = [u8; 32];
+
+pub struct Identities {
+    site: Name,
+    key: PublicKey,
+    state: Mutex<State>,
+    presented: watch::Sender<Arc<Presented>>,
+    /// There may be something for [`Self::review`].
+    pub changed: Notify,
+}
+
+/// What this site shows to its peers: its own certificate while it holds, and the lists that count here.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct Presented {
+    pub certificate: Option<Vec<u8>>,
+    pub revocations: Vec<Vec<u8>>,
+}
+
+/// What a look at the clock, or at something new, has changed.
+#[derive(Default, Debug)]
+pub struct Review {
+    /// Keys of peers that may not be there any more.
+    pub ended: Vec<PublicKey>,
+    pub news: Vec<News>,
+}
+
+/// For the audit log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct News {
+    /// None: this site itself.
+    pub peer: Option<Name>,
+    pub certificate: Certificate,
+    pub verdict: Result<(), Refusal>,
+}
+
+#[derive(Clone)]
+struct State {
+    trust: Trust,
+    revocations: Revocations,
+    own_file: PathBuf,
+    own: Option<Certificate>,
+    members: Vec<Member>,
+    /// Of peers by key.
+    keys: BTreeMap<Name, PublicKey>,
+    /// The last that was taken from each peer.
+    learnt: BTreeMap<Name, Certificate>,
+    /// Presented and refused for a reason that may pass.
+    waiting: BTreeMap<Name, Vec<u8>>,
+    /// What was last told of each; none: of this site.
+    standings: BTreeMap<Option<Name>, Standing>,
+    /// The next review has something to say even if no standing changed.
+    is_due: bool,
+    refused: BTreeMap<Refusal, u64>,
+    unsaved: bool,
+}
+
+type Standing = (Serial, Result<(), Refusal>);
+
+/// What is put back when a new configuration is not taken after all.
+pub struct Before(State);
+
+impl Identities {
+    pub fn new(site: Name, key: PublicKey, credentials: &Credentials, by_key: &[PeerSettings], kept: Kept) -> Self {
+        let Kept { certificates, revocations } = kept;
+        let learnt = certificates.into_iter().map(|certificate| (certificate.site().clone(), certificate));
+        let state = State {
+            trust: Trust::default(),
+            revocations,
+            own_file: PathBuf::new(),
+            own: None,
+            members: Vec::new(),
+            keys: BTreeMap::new(),
+            learnt: learnt.collect(),
+            waiting: BTreeMap::new(),
+            standings: BTreeMap::new(),
+            is_due: true,
+            refused: BTreeMap::new(),
+            unsaved: false,
+        };
+        let identities =
+            Self { site, key, state: Mutex::new(state), presented: watch::Sender::default(), changed: Notify::new() };
+        identities.configure(credentials, by_key);
+        identities
+    }
+
+    /// What the file says now.
+    pub fn configure(&self, credentials: &Credentials, by_key: &[PeerSettings]) -> Before {
+        let mut state = self.state();
+        let before = Before(state.clone());
+        state.trust = credentials.trust.clone();
+        state.own_file.clone_from(&credentials.own_file);
+        state.own.clone_from(&credentials.own);
+        state.members.clone_from(&credentials.members);
+        state.keys = by_key.iter().map(|peer| (peer.identity.site.clone(), peer.public_key)).collect();
+        if let Some(list) = &credentials.revocations {
+            // Its signatures were checked; without room for it, what is known stays.
+            state.unsaved |= state.revocations.restore(&list.to_bytes()).is_ok();
+        }
+        let (keys, members) = (state.keys.clone(), state.members.clone());
+        let fits = |learnt: &Certificate| {
+            let member = members.iter().find(|member| member.certificate.site() == learnt.site());
+            let key = member.map(|member| member.certificate.public_key()).or(keys.get(learnt.site()));
+            key == Some(learnt.public_key()) && member.is_none_or(|m| m.certificate.tenant() == learnt.tenant())
+        };
+        state.learnt.retain(|_, learnt| fits(learnt));
+        state.is_due = true;
+        drop(state);
+        self.changed.notify_one();
+        before
+    }
+
+    pub fn put_back(&self, Before(state): Before) {
+        *self.state() = State { is_due: true, ..state };
+        self.changed.notify_one();
+    }
+
+    /// All peers that there may be now, each as who it is now.
+    pub fn peers(&self, by_key: &[PeerSettings], now: u64) -> Vec<PeerSettings> {
+        let state = self.state();
+        let by_key = by_key.iter().map(|peer| {
+            let mut peer = peer.clone();
+            if let Some(Ok(certified)) = state.judge(&peer.identity.site, now) {
+                let certified = certified.identity();
+                peer.identity.tenant.clone_from(&certified.tenant);
+                peer.identity.groups.extend(certified.groups.iter().cloned());
+                peer.identity.groups.sort();
+                peer.identity.groups.dedup();
+            }
+            peer
+        });
+        let members = state.members.iter().filter_map(|member| {
+            let certified = state.judge(member.certificate.site(), now)?.ok()?;
+            Some(PeerSettings { identity: certified.identity().clone(), ..member.settings.clone() })
+        });
+        by_key.chain(members).collect()
+    }
+
+    /// Takes those away whose certificate does not hold any more.
+    pub fn keep_in_force(&self, peers: &mut Vec<PeerSettings>, now: u64) {
+        let ended = self.state().ended(now);
+        peers.retain(|peer| !ended.contains(&peer.public_key));
+    }
+
+    /// What has changed since the last review; none if nothing has.
+    pub fn review(&self, now: u64) -> Option<Review> {
+        let mut state = self.state();
+        state.try_waiting(now);
+        let mut standings = BTreeMap::new();
+        let mut news = Vec::new();
+        for (peer, certificate) in state.certificates() {
+            let verdict = certificate.judge(&state.trust, &state.revocations, now).map(|_| ());
+            let standing = (certificate.serial(), verdict);
+            if state.standings.get(&peer) != Some(&standing) {
+                news.push(News { peer: peer.clone(), certificate: certificate.clone(), verdict });
+            }
+            standings.insert(peer, standing);
+        }
+        if news.is_empty() && !std::mem::take(&mut state.is_due) {
+            return None;
+        }
+        state.is_due = false;
+        state.standings = standings;
+        let presented = Arc::new(state.presented(now));
+        let ended = state.ended(now);
+        drop(state);
+        self.presented.send_if_modified(|known| {
+            let is_new = *known != presented;
+            *known = presented;
+            is_new
+        });
+        Some(Review { ended, news })
+    }
+
+    /// What was found in the review is to be found again.
+    pub fn review_again(&self) {
+        self.state().is_due = true;
+    }
+
+    #[must_use]
+    pub fn presented(&self) -> watch::Receiver<Arc<Presented>> {
+        self.presented.subscribe()
+    }
+
+    /// What a peer of this site and with this key presents. True if it is new.
+    pub fn take_certificate(&self, site: &Name, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
+        let mut state = self.state();
+        let taken = state.take_certificate(site, key, bytes, now);
+        match taken {
+            Ok(is_new) => {
+                state.waiting.remove(site);
+                if is_new {
+                    self.changed.notify_one();
+                }
+            }
+            Err(refusal) => {
+                *state.refused.entry(refusal).or_default() += 1;
+                if may_pass(refusal) && bytes.len() <= CERTIFICATE_BYTES_MAX {
+                    state.waiting.insert(site.clone(), bytes.to_vec());
+                }
+            }
+        }
+        taken
+    }
+
+    /// A list, from whomever it comes. True if it is new.
+    pub fn take_revocations(&self, bytes: &[u8], now: u64) -> Result<(List, bool), Refusal> {
+        let mut state = self.state();
+        let State { trust, revocations, .. } = &mut *state;
+        let taken = revocations.add(bytes, trust, now);
+        match &taken {
+            Ok((_, true)) => {
+                (state.unsaved, state.is_due) = (true, true);
+                self.changed.notify_one();
+            }
+            Ok((_, false)) => {}
+            Err(refusal) => *state.refused.entry(*refusal).or_default() += 1,
+        }
+        taken
+    }
+
+    /// Certificates that were renewed where the file says they are: this site's own, and of peers that are not there for
+    /// want of one. Reads files.
+    pub fn look_at_files(&self, now: u64) {
+        let (own, files) = {
+            let state = self.state();
+            let ended = state.ended(now);
+            let of_ended = |member: &&Member| ended.contains(&member.settings.public_key);
+            let files = state.members.iter().filter(of_ended).map(|member| member.file.clone());
+            (state.own_file.clone(), files.collect::<Vec<_>>())
+        };
+        let newer = |file: &Path, known: Option<&Certificate>| {
+            let found = read_certificate(file).ok()?;
+            let fits = |known: &Certificate| {
+                let same = found.public_key() == known.public_key() && found.tenant() == known.tenant();
+                same && found.site() == known.site() && found.is_newer_than(known)
+            };
+            known.is_none_or(fits).then_some(found)
+        };
+        let known = self.state().own.clone();
+        let own = newer(&own, known.as_ref()).filter(|of| *of.site() == self.site && *of.public_key() == self.key);
+        for file in files {
+            let known = self.state().members.iter().find(|member| member.file == file).map(|m| m.certificate.clone());
+            let found = known.as_ref().and_then(|known| newer(&file, Some(known)));
+            let mut state = self.state();
+            let member = state.members.iter_mut().find(|member| member.file == file);
+            if let (Some(member), Some(found)) = (member, found) {
+                member.certificate = found;
+            }
+        }
+        if own.is_some() {
+            self.state().own = own;
+        }
+        self.changed.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The certificate that decides about this peer.
+    fn certificate(&self, site: &Name) -> Option<&Certificate> {
+        let learnt = self.learnt.get(site);
+        let member = self.members.iter().find(|member| member.certificate.site() == site);
+        match (member.map(|member| &member.certificate), learnt) {
+            (Some(file), Some(learnt)) if learnt.is_newer_than(file) => Some(learnt),
+            (Some(file), _) => Some(file),
+            (None, learnt) => learnt,
+        }
+    }
+
+    fn judge(&self, site: &Name, now: u64) -> Option<Result<Certified, Refusal>> {
+        Some(self.certificate(site)?.judge(&self.trust, &self.revocations, now))
+    }
+
+    /// All that decide about somebody; without a name that of this site.
+    fn certificates(&self) -> impl Iterator<Item = (Option<Name>, &Certificate)> {
+        let sites = self.members.iter().map(|member| member.certificate.site()).chain(self.keys.keys());
+        let of_peers = sites.filter_map(|site| Some((Some(site.clone()), self.certificate(site)?)));
+        of_peers.chain(self.own.iter().map(|own| (None, own)))
+    }
+
+    /// Peers by certificate that may not be there.
+    fn ended(&self, now: u64) -> Vec<PublicKey> {
+        let holds = |member: &&Member| matches!(self.judge(member.certificate.site(), now), Some(Ok(_)));
+        self.members.iter().filter(|member| !holds(member)).map(|member| member.settings.public_key).collect()
+    }
+
+    fn presented(&self, now: u64) -> Presented {
+        let own = self.own.as_ref().filter(|own| own.judge(&self.trust, &self.revocations, now).is_ok());
+        let revocations = self.revocations.in_force(&self.trust).map(List::to_bytes).collect();
+        Presented { certificate: own.map(Certificate::to_bytes), revocations }
+    }
+
+    fn take_certificate(&mut self, site: &Name, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
+        let known = self.certificate(site);
+        if known.is_some_and(|known| known.to_bytes() == bytes) {
+            return Ok(false);
+        }
+        let taken = Certificate::verify(bytes, (site, key), &self.trust, &self.revocations, now)?;
+        if known.is_some_and(|known| !taken.is_newer_than(known)) {
+            return Err(Refusal::Older);
+        }
+        let member = self.members.iter().find(|member| member.certificate.site() == site);
+        if member.is_some_and(|member| member.certificate.tenant() != taken.tenant()) {
+            return Err(Refusal::WrongTenant);
+        }
+        self.learnt.insert(site.clone(), taken);
+        (self.unsaved, self.is_due) = (true, true);
+        Ok(true)
+    }
+
+    /// Trust may have come, or the time.
+    fn try_waiting(&mut self, now: u64) {
+        for (site, bytes) in std::mem::take(&mut self.waiting) {
+            let member = self.members.iter().find(|member| *member.certificate.site() == site);
+            let key = member.map(|member| member.settings.public_key).or(self.keys.get(&site).copied());
+            let Some(key) = key else { continue };
+            if self.take_certificate(&site, &key, &bytes, now).is_err_and(may_pass) {
+                self.waiting.insert(site, bytes);
+            }
+        }
+    }
+}
+
+/// All of these are found before a signature is looked at, so trying again costs little.
+fn may_pass(refusal: Refusal) -> bool {
+    matches!(refusal, Refusal::NotYetValid | Refusal::UnknownAuthority)
+}
