@@ -243,34 +243,25 @@ impl Identities {
     /// Certificates that were renewed where the file says they are: this site's own, and of peers that are not there for
     /// want of one. Reads files.
     pub fn look_at_files(&self, now: u64) {
-        let (own, files) = {
+        let (own_file, ended) = {
             let state = self.state();
             let ended = state.ended(now);
-            let of_ended = |member: &&Member| ended.contains(&member.settings.public_key);
-            let files = state.members.iter().filter(of_ended).map(|member| member.file.clone());
-            (state.own_file.clone(), files.collect::<Vec<_>>())
+            let is_ended = |member: &&Member| ended.contains(&member.settings.public_key);
+            let ended: Vec<Member> = state.members.iter().filter(is_ended).cloned().collect();
+            (state.own_file.clone(), ended)
         };
-        let newer = |file: &Path, known: Option<&Certificate>| {
-            let found = read_certificate(file).ok()?;
-            let fits = |known: &Certificate| {
-                let same = found.public_key() == known.public_key() && found.tenant() == known.tenant();
-                same && found.site() == known.site() && found.is_newer_than(known)
-            };
-            known.is_none_or(fits).then_some(found)
-        };
-        let known = self.state().own.clone();
-        let own = newer(&own, known.as_ref()).filter(|of| *of.site() == self.site && *of.public_key() == self.key);
-        for file in files {
-            let known = self.state().members.iter().find(|member| member.file == file).map(|m| m.certificate.clone());
-            let found = known.as_ref().and_then(|known| newer(&file, Some(known)));
+        let own = read_certificate(&own_file).ok();
+        if let Some(own) = own.filter(|own| *own.site() == self.site && *own.public_key() == self.key) {
+            self.state().own = Some(own);
+        }
+        for Member { file, certificate: known, .. } in ended {
+            let Ok(found) = read_certificate(&file) else { continue };
+            let subject = |of: &Certificate| (of.site().clone(), of.tenant().clone(), *of.public_key());
             let mut state = self.state();
-            let member = state.members.iter_mut().find(|member| member.file == file);
-            if let (Some(member), Some(found)) = (member, found) {
+            let member = state.members.iter_mut().find(|member| member.certificate == known);
+            if let Some(member) = member.filter(|_| subject(&found) == subject(&known)) {
                 member.certificate = found;
             }
-        }
-        if own.is_some() {
-            self.state().own = own;
         }
         self.changed.notify_one();
     }
