@@ -89,7 +89,9 @@ fn reload(agent: &Agent) -> Result<()> {
 
 fn services(web: &str, mail: &str) -> String {
     let service = |name: &str, port: u16, allow: &str| {
-        format!("  - {{name: {name}, target: {{web}}, ports: [tcp/{port}], allow: [\"{allow}\"], source: masquerade}}\n")
+        format!(
+            "  - {{name: {name}, target: {{web}}, ports: [tcp/{port}], allow: [\"{allow}\"], source: masquerade}}\n"
+        )
     };
     format!("expose:\n{}{}", service("web", 80, web), service("mail", 25, mail))
 }

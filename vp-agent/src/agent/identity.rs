@@ -69,9 +69,15 @@ impl Agent {
     /// The peers that there may be no more go first, by the shortest way; a change of the configuration that is under way
     /// takes its time.
     async fn review(&self) {
-        let Some(Review { ended, news }) = self.identities.review(unix_seconds()) else { return };
-        let revoke = self.handle.call(move |node, _, now| ended.iter().for_each(|key| node.revoke(key, now)));
-        revoke.await.ok();
+        let news = {
+            // Whoever comes second finds nothing, and what the first found done.
+            let _one_at_a_time = self.reviewing.lock().await;
+            let Some(Review { ended, news }) = self.identities.review(unix_seconds()) else { return };
+            let revoke = self.handle.call(move |node, _, now| ended.iter().for_each(|key| node.revoke(key, now)));
+            // Without a data thread there are no peers.
+            revoke.await.ok();
+            news
+        };
         self.audit.write(news.iter().map(|news| Entry::Record(self.certificate_record(news))));
         let wanted = self.wanted.lock().await;
         let (settings, _) = self.effective(&wanted.config, &wanted.runtime);

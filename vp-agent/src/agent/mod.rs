@@ -63,6 +63,8 @@ pub struct Agent {
     endpoints_file: std::sync::Mutex<()>,
     /// The same.
     identity_file: std::sync::Mutex<()>,
+    /// Held while peers are taken away that a review found to have ended.
+    reviewing: Mutex<()>,
 }
 
 /// Where peers were seen last.
@@ -160,6 +162,7 @@ impl Agent {
             endpoint_learnt: Notify::new(),
             endpoints_file: std::sync::Mutex::new(()),
             identity_file: std::sync::Mutex::new(()),
+            reviewing: Mutex::new(()),
         });
         let running = Running::new(agent, events, notices, syncer, data);
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;

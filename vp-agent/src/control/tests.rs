@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
-use vp::identity::{Certificate, List};
+use vp::identity::{Certificate, Issuer, List, Serial, Subject, Validity};
 use vp::node::OfferError;
 
 /// Each side has one peer: the other.
@@ -32,7 +32,8 @@ struct Site {
     /// What the peer offers, as last taken.
     taken: watch::Sender<Option<Offer>>,
     presented: watch::Sender<Arc<Presented>>,
-    certificates: Mutex<Vec<Certificate>>,
+    /// What the peer presents, as last taken.
+    shown: watch::Sender<Option<Certificate>>,
     target: Option<IpAddr>,
     verdict: Result<String, Reason>,
     weather: Mutex<Weather>,
@@ -95,8 +96,7 @@ impl Link for TestLink {
 
     async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<(), Refusal> {
         assert_eq!(peer, PEER);
-        let certificate = Certificate::read(&bytes)?;
-        self.0.certificates.lock().unwrap().push(certificate);
+        self.0.shown.send_replace(Some(Certificate::read(&bytes)?));
         Ok(())
     }
 
@@ -112,7 +112,7 @@ impl Site {
             offer: Mutex::default(),
             taken: watch::Sender::new(None),
             presented: watch::Sender::default(),
-            certificates: Mutex::default(),
+            shown: watch::Sender::default(),
             target: None,
             verdict: Err(Reason::NotExposed),
             weather: Mutex::new(FAIR),
@@ -254,6 +254,42 @@ async fn offers_arrive_both_ways_change_and_are_withdrawn() {
     a.has(&Offer::default()).await;
     assert!(a.control.is_open(PEER) && b.control.is_open(PEER));
     assert_eq!(a.hears(|_| true).await, Notice::Opened(PEER));
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_arrive_both_ways_as_they_change_and_a_bad_one_is_said_once() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    let acme = Issuer::authority(name("acme"), &[1; 32]);
+    let certificate = |number: u8| {
+        let subject = Subject { site: name("factory"), groups: Vec::new(), public_key: [number; 32] };
+        let valid = Validity { not_before: 1, not_after: 2 };
+        acme.certificate(&subject, Serial([number; 16]), valid).unwrap()
+    };
+    let list = acme.revoke(None, Serial([9; 16]), 0, 1).unwrap();
+    let presents = |agent: &Agent, certificate: Vec<u8>| {
+        let presented = Presented { certificate: Some(certificate), revocations: vec![list.to_bytes()] };
+        agent.site.presented.send_replace(Arc::new(presented));
+    };
+    let is_shown = async |agent: &Agent, certificate: &Certificate| {
+        let mut shown = agent.site.shown.subscribe();
+        let seen = shown.wait_for(|shown| shown.as_ref() == Some(certificate));
+        drop(timeout(Duration::from_secs(60), seen).await.expect("in time").expect("a sender"));
+    };
+    presents(&a, certificate(1).to_bytes());
+    presents(&b, certificate(2).to_bytes());
+    is_shown(&b, &certificate(1)).await;
+    is_shown(&a, &certificate(2)).await;
+    let taken = a.hears(|notice| matches!(notice, Notice::RevocationsTaken { .. })).await;
+    assert_eq!(taken, Notice::RevocationsTaken { peer: PEER, tenant: name("acme"), version: 1 });
+
+    let mut altered = certificate(3).to_bytes();
+    altered[20] ^= 1;
+    presents(&b, altered);
+    let refused = a.hears(|notice| matches!(notice, Notice::CredentialRefused { .. })).await;
+    let Notice::CredentialRefused { peer: PEER, what: What::Certificate, .. } = refused else { panic!("{refused:?}") };
+    presents(&b, certificate(4).to_bytes());
+    is_shown(&a, &certificate(4)).await;
+    assert!(a.control.is_open(PEER), "the channel outlives it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ pub use kept::Kept;
 use crate::config::credentials::read_certificate;
 use crate::config::{Credentials, Member};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 use vp::addr::Name;
