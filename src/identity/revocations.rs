@@ -116,8 +116,8 @@ impl Revocations {
                 return Err(Refusal::Revoked);
             }
         }
-        self.make_room(&list, trust)?;
         list.envelope.verify(Kind::Revocations)?;
+        self.make_room(&list, trust)?;
         self.0.insert(list.key(), list.clone());
         Ok((list, true))
     }

@@ -1,6 +1,6 @@
 //! Whose signatures this site believes.
 
-use super::{Refusal, SignerKey};
+use super::{Certificate, Refusal, SignerKey};
 use crate::addr::Name;
 use ed25519_dalek::VerifyingKey;
 use std::collections::BTreeMap;
@@ -35,6 +35,15 @@ impl Trust {
         }
         self.0.insert(authority, tenant);
         Ok(())
+    }
+
+    /// And the authority of one's own certificate, which one shows whether one trusts it or not.
+    #[must_use]
+    pub fn with_own(&self, own: &Certificate) -> Self {
+        let mut trust = self.clone();
+        // A key that is trusted for another tenant stays so.
+        trust.0.entry(*own.authority()).or_insert_with(|| own.tenant().clone());
+        trust
     }
 
     pub fn authorities(&self) -> impl Iterator<Item = (&Name, &SignerKey)> {

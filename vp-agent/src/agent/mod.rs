@@ -63,7 +63,8 @@ pub struct Agent {
     endpoints_file: std::sync::Mutex<()>,
     /// The same.
     identity_file: std::sync::Mutex<()>,
-    /// Held while peers are taken away that a review found to have ended.
+    /// Held while peers are taken away that a review found to have ended, and until a reload is taken or refused. Nobody
+    /// who holds it waits for `wanted`.
     reviewing: Mutex<()>,
 }
 
@@ -186,6 +187,7 @@ impl Agent {
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(keep_fixed(&wanted.config, &mut config)?);
         let (before, _) = self.effective(&wanted.config, &wanted.runtime);
+        let reviewing = self.reviewing.lock().await;
         let identities_before = self.identities.configure(&config.credentials, &config.settings.peers);
         let (settings, clashes) = self.effective(&config, &wanted.runtime);
         warnings.extend(clashes);
@@ -193,6 +195,7 @@ impl Agent {
             self.identities.put_back(identities_before);
             return Err(placed(error, &config));
         }
+        drop(reviewing);
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;

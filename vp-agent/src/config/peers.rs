@@ -112,7 +112,7 @@ impl Reader<'_> {
             return Err(self.fail(at, format!("{key}: the `certificate` says it, expected no `{key}` beside that")));
         }
         let file = self.text("certificate", text, values::path)?;
-        let certificate = self.certificate(text.referenced, &file, trust)?;
+        let certificate = self.certificate(text.referenced, &file, |_| trust.clone())?;
         let public_key = *certificate.public_key();
         if values::is_weak(public_key) {
             return Err(self.fail(text.referenced, "certificate: its key is no public key: a point of low order"));
@@ -124,9 +124,14 @@ impl Reader<'_> {
     }
 
     /// Of whoever is trusted. That its time is over is no fault of the file.
-    fn certificate(&mut self, at: Location, file: &Path, trust: &Trust) -> Result<Certificate> {
+    fn certificate(
+        &mut self,
+        at: Location,
+        file: &Path,
+        trust: impl FnOnce(&Certificate) -> Trust,
+    ) -> Result<Certificate> {
         let certificate = read_certificate(file).map_err(|error| self.fail(at, format!("certificate: {error}")))?;
-        match certificate.judge(trust, &Revocations::default(), crate::clock::unix_seconds()) {
+        match certificate.judge(&trust(&certificate), &Revocations::default(), crate::clock::unix_seconds()) {
             Ok(_) => {}
             Err(refusal @ (Refusal::Expired | Refusal::NotYetValid)) => {
                 self.warn(at, format!("certificate: {}: {refusal}", file.display()));
@@ -162,7 +167,7 @@ impl Reader<'_> {
         if text.is_none() && !file.exists() {
             return Ok((file, None));
         }
-        let certificate = self.certificate(at, &file, trust)?;
+        let certificate = self.certificate(at, &file, |own| trust.with_own(own))?;
         if certificate.site() != site {
             let message = format!("certificate: it is for site {}, expected one for {site}", certificate.site());
             return Err(self.fail(at, message));

@@ -662,6 +662,7 @@ fn peers_by_certificate_are_apart_from_those_by_key() {
     let services = "expose:\n  - {name: a, target: 10.0.0.2, ports: [icmp], allow: [\"group:new\", \"tenant:acme\"]}\n\
                     map:\n  - service: web.cloud\n";
     let peers = format!("peers:\n  - {{certificate: {cloud}, endpoint: \"cloud:1\"}}\n");
+    assert!(parse(&format!("{HEAD}certificate: {own}\n")).is_ok(), "trust is others' matter");
     let config = parse(&format!("{HEAD}{trust}certificate: {own}\n{peers}{services}")).expect("good");
     assert_eq!(config.warnings, Vec::<String>::new());
     assert!(config.settings.peers.is_empty(), "there only while it holds");

@@ -12,7 +12,8 @@ pub use kept::Kept;
 
 use crate::config::credentials::read_certificate;
 use crate::config::{Credentials, Member};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
@@ -61,7 +62,7 @@ struct State {
     revocations: Revocations,
     own_file: PathBuf,
     own: Option<Certificate>,
-    members: Vec<Member>,
+    members: BTreeMap<Name, Member>,
     /// Of peers by key.
     keys: BTreeMap<Name, PublicKey>,
     /// The last that was taken from each peer.
@@ -90,7 +91,7 @@ impl Identities {
             revocations,
             own_file: PathBuf::new(),
             own: None,
-            members: Vec::new(),
+            members: BTreeMap::new(),
             keys: BTreeMap::new(),
             learnt: learnt.collect(),
             waiting: BTreeMap::new(),
@@ -112,27 +113,40 @@ impl Identities {
         state.trust = credentials.trust.clone();
         state.own_file.clone_from(&credentials.own_file);
         state.own.clone_from(&credentials.own);
-        state.members.clone_from(&credentials.members);
+        let members = credentials.members.iter().cloned();
+        state.members = members.map(|member| (member.certificate.site().clone(), member)).collect();
         state.keys = by_key.iter().map(|peer| (peer.identity.site.clone(), peer.public_key)).collect();
         if let Some(list) = &credentials.revocations {
             // Its signatures were checked; without room for it, what is known stays.
             state.unsaved |= state.revocations.restore(&list.to_bytes()).is_ok();
         }
-        let (keys, members) = (state.keys.clone(), state.members.clone());
-        let fits = |learnt: &Certificate| {
-            let member = members.iter().find(|member| member.certificate.site() == learnt.site());
-            let key = member.map(|member| member.certificate.public_key()).or(keys.get(learnt.site()));
-            key == Some(learnt.public_key()) && member.is_none_or(|m| m.certificate.tenant() == learnt.tenant())
-        };
-        state.learnt.retain(|_, learnt| fits(learnt));
+        let State { keys, members, learnt, .. } = &mut *state;
+        learnt.retain(|site, learnt| match members.get(site) {
+            Some(member) => subject(learnt) == subject(&member.certificate),
+            None => keys.get(site) == Some(learnt.public_key()),
+        });
         state.is_due = true;
         drop(state);
         self.changed.notify_one();
         before
     }
 
-    pub fn put_back(&self, Before(state): Before) {
-        *self.state() = State { is_due: true, ..state };
+    /// What came from elsewhere meanwhile stays.
+    pub fn put_back(&self, Before(before): Before) {
+        let mut state = self.state();
+        state.trust = before.trust;
+        state.own_file = before.own_file;
+        state.own = before.own;
+        state.members = before.members;
+        state.keys = before.keys;
+        for (site, certificate) in before.learnt {
+            let is_later = |known: &Certificate| known.is_newer_than(&certificate);
+            if !state.learnt.get(&site).is_some_and(is_later) {
+                state.learnt.insert(site, certificate);
+            }
+        }
+        state.is_due = true;
+        drop(state);
         self.changed.notify_one();
     }
 
@@ -150,8 +164,8 @@ impl Identities {
             }
             peer
         });
-        let members = state.members.iter().filter_map(|member| {
-            let certified = state.judge(member.certificate.site(), now)?.ok()?;
+        let members = state.members.iter().filter_map(|(site, member)| {
+            let certified = state.judge(site, now)?.ok()?;
             Some(PeerSettings { identity: certified.identity().clone(), ..member.settings.clone() })
         });
         by_key.chain(members).collect()
@@ -159,7 +173,7 @@ impl Identities {
 
     /// Takes those away whose certificate does not hold any more.
     pub fn keep_in_force(&self, peers: &mut Vec<PeerSettings>, now: u64) {
-        let ended = self.state().ended(now);
+        let ended: BTreeSet<PublicKey> = self.state().ended(now).into_iter().collect();
         peers.retain(|peer| !ended.contains(&peer.public_key));
     }
 
@@ -170,7 +184,7 @@ impl Identities {
         let mut standings = BTreeMap::new();
         let mut news = Vec::new();
         for (peer, certificate) in state.certificates() {
-            let verdict = certificate.judge(&state.trust, &state.revocations, now).map(|_| ());
+            let verdict = state.verdict(peer.as_ref(), certificate, now);
             let standing = (certificate.serial(), verdict);
             if state.standings.get(&peer) != Some(&standing) {
                 news.push(News { peer: peer.clone(), certificate: certificate.clone(), verdict });
@@ -247,7 +261,7 @@ impl Identities {
             let state = self.state();
             let ended = state.ended(now);
             let is_ended = |member: &&Member| ended.contains(&member.settings.public_key);
-            let ended: Vec<Member> = state.members.iter().filter(is_ended).cloned().collect();
+            let ended: Vec<Member> = state.members.values().filter(is_ended).cloned().collect();
             (state.own_file.clone(), ended)
         };
         let own = read_certificate(&own_file).ok();
@@ -256,9 +270,8 @@ impl Identities {
         }
         for Member { file, certificate: known, .. } in ended {
             let Ok(found) = read_certificate(&file) else { continue };
-            let subject = |of: &Certificate| (of.site().clone(), of.tenant().clone(), *of.public_key());
             let mut state = self.state();
-            let member = state.members.iter_mut().find(|member| member.certificate == known);
+            let member = state.members.get_mut(known.site()).filter(|member| member.certificate == known);
             if let Some(member) = member.filter(|_| subject(&found) == subject(&known)) {
                 member.certificate = found;
             }
@@ -275,38 +288,55 @@ impl State {
     /// The certificate that decides about this peer.
     fn certificate(&self, site: &Name) -> Option<&Certificate> {
         let learnt = self.learnt.get(site);
-        let member = self.members.iter().find(|member| member.certificate.site() == site);
-        match (member.map(|member| &member.certificate), learnt) {
+        match (self.members.get(site).map(|member| &member.certificate), learnt) {
             (Some(file), Some(learnt)) if learnt.is_newer_than(file) => Some(learnt),
             (Some(file), _) => Some(file),
             (None, learnt) => learnt,
         }
     }
 
+    fn key(&self, site: &Name) -> Option<PublicKey> {
+        let member = self.members.get(site).map(|member| member.settings.public_key);
+        member.or_else(|| self.keys.get(site).copied())
+    }
+
     fn judge(&self, site: &Name, now: u64) -> Option<Result<Certified, Refusal>> {
         Some(self.certificate(site)?.judge(&self.trust, &self.revocations, now))
     }
 
+    /// Whether it holds now. This site's own is shown to peers whether its authority is trusted here or not.
+    fn verdict(&self, peer: Option<&Name>, certificate: &Certificate, now: u64) -> Result<(), Refusal> {
+        let trust = match peer {
+            Some(_) => Cow::Borrowed(&self.trust),
+            None => Cow::Owned(self.trust.with_own(certificate)),
+        };
+        certificate.judge(&trust, &self.revocations, now).map(|_| ())
+    }
+
     /// All that decide about somebody; without a name that of this site.
     fn certificates(&self) -> impl Iterator<Item = (Option<Name>, &Certificate)> {
-        let sites = self.members.iter().map(|member| member.certificate.site()).chain(self.keys.keys());
+        let sites = self.members.keys().chain(self.keys.keys());
         let of_peers = sites.filter_map(|site| Some((Some(site.clone()), self.certificate(site)?)));
         of_peers.chain(self.own.iter().map(|own| (None, own)))
     }
 
     /// Peers by certificate that may not be there.
     fn ended(&self, now: u64) -> Vec<PublicKey> {
-        let holds = |member: &&Member| matches!(self.judge(member.certificate.site(), now), Some(Ok(_)));
-        self.members.iter().filter(|member| !holds(member)).map(|member| member.settings.public_key).collect()
+        let ended = self.members.iter().filter(|(site, _)| !matches!(self.judge(site, now), Some(Ok(_))));
+        ended.map(|(_, member)| member.settings.public_key).collect()
     }
 
     fn presented(&self, now: u64) -> Presented {
-        let own = self.own.as_ref().filter(|own| own.judge(&self.trust, &self.revocations, now).is_ok());
+        let own = self.own.as_ref().filter(|own| self.verdict(None, own, now).is_ok());
         let revocations = self.revocations.in_force(&self.trust).map(List::to_bytes).collect();
         Presented { certificate: own.map(Certificate::to_bytes), revocations }
     }
 
     fn take_certificate(&mut self, site: &Name, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
+        // It may have another key, or be gone, since that was asked.
+        if self.key(site) != Some(*key) {
+            return Err(Refusal::WrongKey);
+        }
         let known = self.certificate(site);
         if known.is_some_and(|known| known.to_bytes() == bytes) {
             return Ok(false);
@@ -315,8 +345,7 @@ impl State {
         if known.is_some_and(|known| !taken.is_newer_than(known)) {
             return Err(Refusal::Older);
         }
-        let member = self.members.iter().find(|member| member.certificate.site() == site);
-        if member.is_some_and(|member| member.certificate.tenant() != taken.tenant()) {
+        if self.members.get(site).is_some_and(|member| member.certificate.tenant() != taken.tenant()) {
             return Err(Refusal::WrongTenant);
         }
         self.learnt.insert(site.clone(), taken);
@@ -327,14 +356,17 @@ impl State {
     /// Trust may have come, or the time.
     fn try_waiting(&mut self, now: u64) {
         for (site, bytes) in std::mem::take(&mut self.waiting) {
-            let member = self.members.iter().find(|member| *member.certificate.site() == site);
-            let key = member.map(|member| member.settings.public_key).or(self.keys.get(&site).copied());
-            let Some(key) = key else { continue };
+            let Some(key) = self.key(&site) else { continue };
             if self.take_certificate(&site, &key, &bytes, now).is_err_and(may_pass) {
                 self.waiting.insert(site, bytes);
             }
         }
     }
+}
+
+/// Whom a certificate speaks of.
+fn subject(of: &Certificate) -> (&Name, &Name, &PublicKey) {
+    (of.tenant(), of.site(), of.public_key())
 }
 
 /// All of these are found before a signature is looked at, so trying again costs little.

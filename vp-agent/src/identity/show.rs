@@ -3,6 +3,7 @@
 use super::{Identities, State};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use std::collections::BTreeSet;
 use vp::addr::Name;
 use vp::identity::{Certificate, Refusal};
 use vp_proto::api::{self, Finding, PeerStatus};
@@ -16,22 +17,19 @@ impl Identities {
     #[must_use]
     pub fn own(&self, now: u64) -> Option<api::Certificate> {
         let state = self.state();
-        state.own.as_ref().map(|own| state.shown(own, now))
+        state.own.as_ref().map(|own| state.shown(None, own, now))
     }
 
     /// Adds to the peers of the node what they are certified as, and those that are not there for want of a certificate.
     pub fn show(&self, peers: &mut Vec<PeerStatus>, now: u64) {
         let state = self.state();
         for peer in peers.iter_mut() {
-            let certificate = Name::new(&peer.site).ok().and_then(|site| state.certificate(&site));
-            peer.certificate = certificate.map(|certificate| state.shown(certificate, now));
+            let Ok(site) = Name::new(&peer.site) else { continue };
+            peer.certificate = state.certificate(&site).map(|certificate| state.shown(Some(&site), certificate, now));
         }
-        for member in &state.members {
-            let site = member.certificate.site();
+        let known: BTreeSet<String> = peers.iter().map(|peer| peer.site.clone()).collect();
+        for site in state.members.keys().filter(|site| !known.contains(site.as_str())) {
             let Some(Err(refusal)) = state.judge(site, now) else { continue };
-            if peers.iter().any(|peer| peer.site == site.as_str()) {
-                continue;
-            }
             peers.push(PeerStatus {
                 site: site.to_string(),
                 state: refusal.word().to_owned(),
@@ -47,7 +45,7 @@ impl Identities {
                 offered_services: 0,
                 tenant: None,
                 groups: Vec::new(),
-                certificate: state.certificate(site).map(|certificate| state.shown(certificate, now)),
+                certificate: state.certificate(site).map(|certificate| state.shown(Some(site), certificate, now)),
             });
         }
     }
@@ -87,15 +85,15 @@ impl Identities {
 }
 
 impl State {
-    fn shown(&self, certificate: &Certificate, now: u64) -> api::Certificate {
-        let verdict = certificate.judge(&self.trust, &self.revocations, now);
+    fn shown(&self, peer: Option<&Name>, certificate: &Certificate, now: u64) -> api::Certificate {
+        let verdict = self.verdict(peer, certificate, now);
         api::Certificate {
             tenant: certificate.tenant().to_string(),
             groups: certificate.groups().iter().map(ToString::to_string).collect(),
             serial: certificate.serial().to_string(),
             not_after: rfc3339(certificate.not_after()),
             seconds_left: certificate.not_after().saturating_sub(now),
-            state: verdict.map_or_else(Refusal::word, |_| "valid").to_owned(),
+            state: verdict.map_or_else(Refusal::word, |()| "valid").to_owned(),
         }
     }
 
@@ -103,12 +101,12 @@ impl State {
         let whose =
             peer.map_or_else(|| "this site's certificate".to_owned(), |peer| format!("the certificate of {peer}"));
         let end = rfc3339(certificate.not_after());
-        let (name, severity, detail) = match certificate.judge(&self.trust, &self.revocations, now) {
+        let (name, severity, detail) = match self.verdict(peer, certificate, now) {
             Err(refusal) => {
                 let severity = if peer.is_none() { "error" } else { "warning" };
                 ("certificate-not-valid", severity, format!("{whose} does not hold: {refusal}"))
             }
-            Ok(_) => {
+            Ok(()) => {
                 let all = certificate.not_after().saturating_sub(certificate.not_before());
                 let is_soon = certificate.not_after().saturating_sub(now) < all / SOON_PART;
                 is_soon.then(|| ("certificate-ends-soon", "warning", format!("{whose} ends at {end}")))?

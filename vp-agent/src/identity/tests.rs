@@ -91,10 +91,11 @@ fn what_a_peer_presents_makes_it_more_than_its_key_and_the_last_issued_decides()
     assert_eq!(take("depot", DEPOT, &one), Err(Refusal::Older));
     assert_eq!(peers(&cloud, NOW + 60), [depot(Some("acme")), factory()]);
     assert_eq!(take("depot", DEPOT, &issue(&acme, "office", DEPOT, 30)), Err(Refusal::WrongSite));
+    assert_eq!(take("depot", FACTORY, &issue(&acme, "depot", FACTORY, 30)), Err(Refusal::WrongKey), "of a former key");
     assert_eq!(take("depot", DEPOT, &issue(&acme, "depot", FACTORY, 30)), Err(Refusal::WrongKey));
     assert_eq!(take("factory", FACTORY, &issue(&beta, "factory", FACTORY, 30)), Err(Refusal::WrongTenant));
     let refused: u64 = cloud.refused().iter().map(|(_, count)| count).sum();
-    assert_eq!(refused, 4);
+    assert_eq!(refused, 5);
     // Its own time over, it is what its key says; a certificate before that one does not come back.
     assert_eq!(peers(&cloud, NOW + 121), [depot(None)]);
     assert_eq!(take("factory", FACTORY, &issue(&acme, "factory", FACTORY, 40)), Ok(true));
@@ -145,8 +146,13 @@ fn what_was_refused_for_want_of_trust_or_time_is_taken_when_that_comes() {
     let both = credentials(&[&old, &new], &certificate);
     let kept = cloud.configure(&both, &[settings("depot", DEPOT)]);
     assert_eq!(peers(&cloud, NOW + 10), [depot(Some("acme")), factory()]);
+    // What comes between a change and its refusal stays.
+    let list = old.revoke(None, certificate.serial(), 0, NOW).expect("signed").to_bytes();
+    assert!(cloud.take_revocations(&list, NOW).expect("good").1);
     cloud.put_back(kept);
-    assert_eq!(peers(&cloud, NOW + 10), [depot(None), factory()]);
+    assert_eq!(peers(&cloud, NOW + 10), [depot(None)]);
+    let certificate = issue(&old, "factory", FACTORY, 5);
+    let both = credentials(&[&old, &new], &certificate);
     cloud.configure(&both, &[settings("depot", DEPOT)]);
     assert_eq!(peers(&cloud, NOW + 10), [depot(Some("acme")), factory()]);
     // Without the old one.
@@ -155,7 +161,24 @@ fn what_was_refused_for_want_of_trust_or_time_is_taken_when_that_comes() {
     let early = issue(&new, "depot", DEPOT, 90).to_bytes();
     assert_eq!(cloud.take_certificate(&name("depot"), &DEPOT, &early, NOW + 10), Err(Refusal::NotYetValid));
     cloud.review(NOW + 90);
-    assert_eq!(cloud.remaining(NOW + 90), [(name("factory"), 10), (name("depot"), 100)]);
+    assert_eq!(cloud.remaining(NOW + 90), [(name("factory"), 15), (name("depot"), 100)]);
+}
+
+#[test]
+fn this_sites_own_is_shown_while_it_holds_also_where_its_authority_is_not_trusted() {
+    let (acme, beta) = (authority("acme", 1), authority("beta", 2));
+    let mut credentials = credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0));
+    let own = issue(&beta, "cloud", CLOUD, 0);
+    credentials.own = Some(own.clone());
+    let cloud = cloud(&credentials, Kept::default());
+    let presented = cloud.presented();
+    for (now, shown) in [(NOW - 1000, None), (NOW, Some(own.to_bytes())), (NOW + 100, None)] {
+        cloud.review(now);
+        assert_eq!(presented.borrow().certificate, shown);
+    }
+    let foreign = issue(&beta, "depot", DEPOT, 0).to_bytes();
+    let taken = cloud.take_certificate(&name("depot"), &DEPOT, &foreign, NOW);
+    assert_eq!(taken, Err(Refusal::UnknownAuthority), "nobody else's for that");
 }
 
 #[test]

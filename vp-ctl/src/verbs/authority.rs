@@ -126,7 +126,7 @@ impl Authority {
 }
 
 fn new(tenant: Name, out: Option<PathBuf>, screen: &Screen) -> Result<(), Failure> {
-    let authority = Issuer::authority(tenant, &*random::<32>());
+    let authority = Issuer::authority(tenant, &random::<32>());
     let (tenant, key) = (authority.tenant(), STANDARD.encode(authority.public_key()));
     let out = out.unwrap_or_else(|| format!("{tenant}.authority").into());
     files::write_signing_key(&out, &authority)?;
