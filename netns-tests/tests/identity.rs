@@ -228,6 +228,11 @@ fn a_certificate_that_ends_takes_an_open_download_with_it_and_a_new_one_brings_t
         wait_gone(&world.cloud.agent, "factory1", "expired", ends + END - Instant::now())?;
         let doctor = world.cloud.agent.ctl("doctor")?;
         ensure!(doctor.contains("certificate-not-valid"), "{doctor}");
+        refused(
+            &world.cloud.agent,
+            "ping metrics.factory1",
+            &["no peer at present, its certificate does not hold: expired"],
+        )?;
 
         // As who renews certificates would put it there.
         acme.issue("short", &factory.agent, "--group edge")?;

@@ -89,7 +89,7 @@ impl Issuer {
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let delegation = self.delegation.as_ref().map(|delegation| delegation.statement.to_message());
         let mut file = proto::SigningKey { tenant: self.tenant.to_string(), seed: Vec::new(), delegation };
-        file.seed = self.key.to_bytes().to_vec();
+        file.seed = Zeroizing::new(self.key.to_bytes()).to_vec();
         let bytes = Zeroizing::new(file.encode_to_vec());
         drop(Zeroizing::new(file.seed));
         bytes

@@ -50,6 +50,14 @@ impl Identities {
         }
     }
 
+    /// Why a peer by certificate is not there.
+    #[must_use]
+    pub fn gone(&self, site: &Name, now: u64) -> Option<Refusal> {
+        let state = self.state();
+        state.members.get(site)?;
+        state.judge(site, now)?.err()
+    }
+
     /// Refused since the start, by reason.
     #[must_use]
     pub fn refused(&self) -> Vec<(Refusal, u64)> {
