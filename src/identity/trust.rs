@@ -50,6 +50,11 @@ impl Trust {
         self.0.iter().map(|(key, tenant)| (tenant, key))
     }
 
+    #[must_use]
+    pub fn has(&self, tenant: &Name, authority: &SignerKey) -> bool {
+        self.0.get(authority) == Some(tenant)
+    }
+
     /// Whether the authority may speak for the tenant.
     pub(super) fn judge(&self, tenant: &Name, authority: &SignerKey) -> Result<(), Refusal> {
         match self.0.get(authority) {

@@ -59,14 +59,14 @@ impl Link for AgentLink {
         self.identities.presented()
     }
 
-    async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<(), Refusal> {
+    async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<bool, Refusal> {
         let subject = self.handle.call(move |node, _, _| {
             let (_, settings) = node.peer_settings().find(|(id, _)| *id == peer)?;
             Some((settings.identity.site.clone(), settings.public_key))
         });
         // One that was just taken away presents nothing.
-        let Ok(Some((site, key))) = subject.await else { return Ok(()) };
-        self.identities.take_certificate(&site, &key, &bytes, unix_seconds()).map(|_| ())
+        let Ok(Some((site, key))) = subject.await else { return Ok(false) };
+        self.identities.take_certificate(&site, &key, &bytes, unix_seconds())
     }
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {

@@ -145,8 +145,8 @@ impl Link for NodeLink {
         self.0.presented.subscribe()
     }
 
-    async fn take_certificate(&self, _: PeerId, _: Vec<u8>) -> Result<(), Refusal> {
-        Ok(())
+    async fn take_certificate(&self, _: PeerId, _: Vec<u8>) -> Result<bool, Refusal> {
+        Ok(false)
     }
 
     async fn take_revocations(&self, _: Vec<u8>) -> Result<(List, bool), Refusal> {

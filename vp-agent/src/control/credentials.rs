@@ -84,8 +84,9 @@ impl<L: Link> Taker<'_, L> {
             Kind::Revocations(bytes) => (What::Revocations, self.take_revocations(bytes).await),
         };
         match taken {
-            Ok(()) => {
-                self.said.retain(|(said, _)| *said != what);
+            Ok(is_new) => {
+                // One that is known already is no sign that anything was mended.
+                self.said.retain(|(said, _)| !is_new || *said != what);
                 TAKEN_PAUSE
             }
             Err(refusal) => {
@@ -95,13 +96,13 @@ impl<L: Link> Taker<'_, L> {
         }
     }
 
-    async fn take_revocations(&mut self, bytes: Vec<u8>) -> Result<(), Refusal> {
+    async fn take_revocations(&mut self, bytes: Vec<u8>) -> Result<bool, Refusal> {
         let (list, is_new) = self.link.take_revocations(bytes).await?;
         if is_new {
             let (tenant, version) = (list.tenant().clone(), list.version());
             self.notices.tell(Notice::RevocationsTaken { peer: self.peer, tenant, version });
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn refuse(&mut self, what: What, refusal: Refusal) {

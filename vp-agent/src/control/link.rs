@@ -45,8 +45,8 @@ pub trait Link: Clone + Send + Sync + 'static {
     /// What this site presents to every peer.
     fn credentials(&self) -> watch::Receiver<Arc<Presented>>;
 
-    /// What the peer presents for itself.
-    fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> impl Future<Output = Result<(), Refusal>> + Send;
+    /// What the peer presents for itself. True if it is new.
+    fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> impl Future<Output = Result<bool, Refusal>> + Send;
 
     /// A list of revocations, whosever it is. True if it is new.
     fn take_revocations(&self, bytes: Vec<u8>) -> impl Future<Output = Result<(List, bool), Refusal>> + Send;

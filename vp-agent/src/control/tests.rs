@@ -94,10 +94,10 @@ impl Link for TestLink {
         self.0.presented.subscribe()
     }
 
-    async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<(), Refusal> {
+    async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<bool, Refusal> {
         assert_eq!(peer, PEER);
         self.0.shown.send_replace(Some(Certificate::read(&bytes)?));
-        Ok(())
+        Ok(true)
     }
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {

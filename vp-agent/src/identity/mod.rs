@@ -120,8 +120,15 @@ impl Identities {
             // Its signatures were checked; without room for it, what is known stays.
             state.unsaved |= state.revocations.restore(&list.to_bytes()).is_ok();
         }
-        let State { keys, members, learnt, .. } = &mut *state;
+        let State { keys, members, learnt, trust, waiting, .. } = &mut *state;
         learnt.retain(|site, learnt| match members.get(site) {
+            // Where the authority of a later one is trusted no more, what the file says decides again.
+            Some(member) if !trust.has(learnt.tenant(), learnt.authority()) => {
+                if subject(learnt) == subject(&member.certificate) {
+                    waiting.insert(site.clone(), learnt.to_bytes());
+                }
+                false
+            }
             Some(member) => subject(learnt) == subject(&member.certificate),
             None => keys.get(site) == Some(learnt.public_key()),
         });

@@ -165,6 +165,22 @@ fn what_was_refused_for_want_of_trust_or_time_is_taken_when_that_comes() {
 }
 
 #[test]
+fn a_later_certificate_of_an_authority_that_is_trusted_no_more_gives_way_to_the_file() {
+    let (old, new) = (authority("acme", 1), authority("acme", 2));
+    let certificate = issue(&new, "factory", FACTORY, 0);
+    let both = credentials(&[&old, &new], &certificate);
+    let cloud = cloud(&both, Kept::default());
+    let later = issue(&old, "factory", FACTORY, 5).to_bytes();
+    assert_eq!(cloud.take_certificate(&name("factory"), &FACTORY, &later, NOW), Ok(true));
+    cloud.configure(&credentials(&[&new], &certificate), &[]);
+    assert_eq!(cloud.remaining(NOW), [(name("factory"), 100)]);
+    assert_eq!(peers(&cloud, NOW)[1], factory());
+    cloud.configure(&both, &[]);
+    cloud.review(NOW);
+    assert_eq!(cloud.remaining(NOW), [(name("factory"), 105)], "and comes back with the trust");
+}
+
+#[test]
 fn this_sites_own_is_shown_while_it_holds_also_where_its_authority_is_not_trusted() {
     let (acme, beta) = (authority("acme", 1), authority("beta", 2));
     let mut credentials = credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0));
