@@ -9,7 +9,7 @@ use crate::identity::{News, Review};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use vp::addr::Name;
 use vp::identity::Refusal;
 use vp::identity::text::{Label, decode};
@@ -21,28 +21,31 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How often files are looked at for renewed certificates.
 const FILES_PAUSE: Duration = Duration::from_secs(5);
 
+/// Waits for nothing but the data thread: what ends has to end in time, whatever else is under way.
 pub(super) async fn follow(agent: Arc<Agent>) {
     let mut tick = interval(PAUSE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut files_at = Instant::now() + FILES_PAUSE;
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             () = agent.identities.changed.notified() => {}
         }
         agent.review().await;
-        let (keeping, look) = (agent.clone(), Instant::now() >= files_at);
-        if look {
-            files_at = Instant::now() + FILES_PAUSE;
-        }
-        spawn_blocking(move || {
-            keeping.keep_identity().unwrap_or_else(|error| tracing::warn!("{error}"));
-            if look {
-                keeping.identities.look_at_files(unix_seconds());
-            }
-        })
-        .await
-        .ok();
+    }
+}
+
+pub(super) async fn settle(agent: Arc<Agent>) {
+    loop {
+        agent.reviewed.notified().await;
+        agent.settle().await;
+    }
+}
+
+pub(super) async fn look_at_files(agent: Arc<Agent>) {
+    loop {
+        sleep(FILES_PAUSE).await;
+        let looking = agent.clone();
+        spawn_blocking(move || looking.identities.look_at_files(unix_seconds())).await.ok();
     }
 }
 
@@ -59,6 +62,7 @@ impl Agent {
             self.tell_revocations(None, list.tenant(), list.version());
         }
         self.review().await;
+        self.settle().await;
         let keeping = self.clone();
         let kept = spawn_blocking(move || keeping.keep_identity()).await;
         kept.map_err(|error| Refused::Host(error.into()))??;
@@ -66,19 +70,20 @@ impl Agent {
         Ok(RevocationsResponse { tenant: list.tenant().to_string(), version: list.version(), revoked, is_new })
     }
 
-    /// The peers that there may be no more go first, by the shortest way; a change of the configuration that is under way
-    /// takes its time.
+    /// The peers that there may be no more go by the shortest way.
     async fn review(&self) {
-        let news = {
-            // Whoever comes second finds nothing, and what the first found done.
-            let _one_at_a_time = self.reviewing.lock().await;
-            let Some(Review { ended, news }) = self.identities.review(unix_seconds()) else { return };
-            let revoke = self.handle.call(move |node, _, now| ended.iter().for_each(|key| node.revoke(key, now)));
-            // Without a data thread there are no peers.
-            revoke.await.ok();
-            news
-        };
+        // Whoever comes second finds nothing, and what the first found done.
+        let _one_at_a_time = self.reviewing.lock().await;
+        let Some(Review { ended, news }) = self.identities.review(unix_seconds()) else { return };
+        let revoke = self.handle.call(move |node, _, now| ended.iter().for_each(|key| node.revoke(key, now)));
+        // Without a data thread there are no peers.
+        revoke.await.ok();
         self.audit.write(news.iter().map(|news| Entry::Record(self.certificate_record(news))));
+        self.reviewed.notify_one();
+    }
+
+    /// All peers as what they are now; a change of the configuration that is under way takes its time.
+    async fn settle(&self) {
         let wanted = self.wanted.lock().await;
         let (settings, _) = self.effective(&wanted.config, &wanted.runtime);
         if let Err(error) = self.configure(settings).await {
@@ -89,7 +94,7 @@ impl Agent {
         self.endpoints_changed.notify_one();
     }
 
-    fn keep_identity(&self) -> Result<(), crate::state::StateError> {
+    pub(super) fn keep_identity(&self) -> Result<(), crate::state::StateError> {
         let _one_at_a_time = self.identity_file.lock().unwrap_or_else(PoisonError::into_inner);
         self.identities.keep(&self.state)
     }

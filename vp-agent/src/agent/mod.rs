@@ -66,6 +66,7 @@ pub struct Agent {
     /// Held while peers are taken away that a review found to have ended, and until a reload is taken or refused. Nobody
     /// who holds it waits for `wanted`.
     reviewing: Mutex<()>,
+    reviewed: Notify,
 }
 
 /// Where peers were seen last.
@@ -164,6 +165,7 @@ impl Agent {
             endpoints_file: std::sync::Mutex::new(()),
             identity_file: std::sync::Mutex::new(()),
             reviewing: Mutex::new(()),
+            reviewed: Notify::new(),
         });
         let running = Running::new(agent, events, notices, syncer, data);
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
