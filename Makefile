@@ -43,7 +43,7 @@ bench:
 
 # Each fuzz target for four minutes, from the corpus of fuzz/corpus; needs cargo-fuzz. FUZZ_SECONDS=60 for a minute each.
 fuzz:
-	@for target in packet datagram offer config dns; do \
+	@for target in packet datagram offer config dns certificate; do \
 		mkdir -p fuzz/target/found/$$target && RUSTC_BOOTSTRAP=1 cargo fuzz run $$target fuzz/target/found/$$target \
 		fuzz/corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done

@@ -9,6 +9,7 @@ pub mod addr;
 pub mod catalogue;
 pub mod flow;
 pub mod hub;
+pub mod identity;
 pub mod node;
 pub mod packet;
 pub mod policy;

@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/exercise.rs"]
 mod exercise;
+#[path = "../fuzz/exercise_identity.rs"]
+mod exercise_identity;
 #[path = "../fuzz/exercise_node.rs"]
 mod exercise_node;
 #[path = "../fuzz/files.rs"]
@@ -27,6 +29,16 @@ fn datagrams_of_the_corpus_do_no_harm() {
     for (name, bytes) in corpus("datagram") {
         let given = exercise_node::datagram(&bytes);
         println!("{name}: {given}");
+    }
+}
+
+/// What the name says of it: none but the good ones hold.
+#[test]
+fn certificates_of_the_corpus_are_believed_as_far_as_they_hold() {
+    for (name, bytes) in corpus("certificate") {
+        println!("{name}");
+        let is_believed = exercise_identity::certificate(&bytes);
+        assert!(is_believed == name.starts_with("good-") || name.starts_with("found-"), "{name}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The README says what is so: its lists of reasons are the core's.
 
+use vp::identity::Refusal;
 use vp::node::{FlowEnd, Reason};
 
 #[test]
@@ -21,5 +22,14 @@ fn the_readme_has_every_way_in_which_a_flow_ends() {
     let section = section.split("\n## ").next().expect("its text");
     for end in FlowEnd::ALL {
         assert!(section.contains(&format!("`{}`", end.word())), "{end:?}");
+    }
+}
+
+#[test]
+fn the_readme_has_every_reason_for_which_a_certificate_is_refused() {
+    let readme = include_str!("../README.md").to_lowercase();
+    for refusal in Refusal::ALL {
+        let row = format!("| `{}` | {} |", refusal.word(), refusal.meaning()).to_lowercase();
+        assert!(readme.contains(&row), "no row {row}");
     }
 }

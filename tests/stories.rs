@@ -229,6 +229,27 @@ fn a_permission_taken_away_ends_its_flows_and_a_kept_one_keeps_them() {
 }
 
 #[test]
+fn a_peer_that_nothing_vouches_for_any_more_is_gone_at_once_with_its_flows_and_may_come_again() {
+    let mut world = world();
+    let (_, caller) = connect(&mut world);
+    let now = world.now;
+    let cloud = world.gateway("cloud");
+    let settings = cloud.node.settings().clone();
+    let key = settings.peers[0].public_key;
+    cloud.node.revoke(&key, now);
+    assert!(cloud.node.peers(now).is_empty() && cloud.node.settings().peers.is_empty());
+    world.settle("cloud");
+    let ended = |e: &Event| matches!(e, Event::FlowClosed { end: FlowEnd::Revoked, .. });
+    assert!(world.gateway("cloud").events.iter().any(ended));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "A", 501, 101, b"more"));
+    world.run(Duration::from_secs(2));
+    assert!(world.gateway("factory").take_delivered().is_empty());
+    let now = world.now;
+    world.gateway("cloud").node.configure(settings, now).expect("settings");
+    assert_eq!(world.gateway("cloud").node.peers(now).len(), 1);
+}
+
+#[test]
 fn a_tcp_flow_survives_two_hours_and_three_minutes_of_silence() {
     let mut world = world();
     let (web, caller) = connect(&mut world);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A room and the rooms it may know. `node` may know all.
-const ROOMS: [(&str, &[&str]); 8] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("addr", &[]),
     ("packet", &["addr"]),
     ("flow", &["addr", "packet"]),
@@ -13,6 +13,7 @@ const ROOMS: [(&str, &[&str]); 8] = [
     ("translate", &["addr", "packet"]),
     ("tunnel", &["addr", "packet"]),
     ("hub", &["addr"]),
+    ("identity", &["addr"]),
 ];
 
 /// What the core must not name. Boringtun reads a clock of its own: the tunnel room's head says so.

@@ -59,6 +59,8 @@ pub struct Config {
 pub struct Peer {
     pub site: String,
     pub public_key: String,
+    /// In place of both in the file.
+    pub certificate: Option<PathBuf>,
     pub endpoint: Option<SocketAddr>,
     pub keepalive_seconds: Option<u16>,
     /// Further keys of the entry, such as `stock: true`.
@@ -265,7 +267,10 @@ fn yaml(config: &Config, directory: &Path) -> String {
         text += "peers:\n";
     }
     for peer in &config.peers {
-        let _ = writeln!(text, "  - site: {}\n    public_key: {}", peer.site, peer.public_key);
+        let _ = match &peer.certificate {
+            Some(file) => writeln!(text, "  - certificate: {}", file.display()),
+            None => writeln!(text, "  - site: {}\n    public_key: {}", peer.site, peer.public_key),
+        };
         if let Some(endpoint) = peer.endpoint {
             let _ = writeln!(text, "    endpoint: \"{endpoint}\"");
         }

@@ -141,6 +141,7 @@ impl World {
                 peers: vec![Peer {
                     site: "cloud".to_owned(),
                     public_key: cloud_key.public(),
+                    certificate: None,
                     endpoint: Some(called),
                     keepalive_seconds: Some(KEEPALIVE_SECONDS),
                     rest: String::new(),

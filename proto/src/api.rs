@@ -16,6 +16,7 @@
 //! | GET /v1/doctor       |                    | `Vec<`[`Finding`]`>`   |
 //! | GET /v1/audit        | `?lines=N&follow=B`, and what must be so: `service`, `peer`, `client`, `event`, `reason`, `flow`, `since` | JSON lines of [`AuditRecord`] |
 //! | POST /v1/reload      |                    | [`Done`]               |
+//! | POST /v1/revocations | [`RevocationsRequest`] | [`RevocationsResponse`] |
 //! | GET /metrics         |                    | Prometheus text        |
 //!
 //! Every refusal has a status of 4xx or 5xx and an [`Error`] as its body.
@@ -50,6 +51,9 @@ pub struct Status {
     pub presences: Vec<Presence>,
     pub callers: Vec<CallerPresence>,
     pub services: Vec<Service>,
+    /// This site's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
     pub flows: FlowTable,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
@@ -70,7 +74,8 @@ pub struct Dns {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
     pub site: String,
-    /// `up`, `connecting` or `waiting` (for a peer without an endpoint to call).
+    /// `up`, `connecting` or `waiting` (for a peer without an endpoint to call); for a peer by certificate that is not there,
+    /// why it does not hold, such as `expired` or `revoked`.
     pub state: String,
     /// `direct` or `none`.
     pub path: String,
@@ -87,6 +92,27 @@ pub struct PeerStatus {
     /// The control channel: `open`, `closed`, or `none` for a stock peer.
     pub control: String,
     pub offered_services: u32,
+    /// As certified; absent for a peer that nobody vouches for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// As configured and as certified.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    pub tenant: String,
+    pub groups: Vec<String>,
+    /// 32 hexadecimal digits.
+    pub serial: String,
+    /// RFC 3339, UTC.
+    pub not_after: String,
+    pub seconds_left: u64,
+    /// `valid`, or why it is not: a reason such as `expired` or `revoked`.
+    pub state: String,
 }
 
 /// A service presence: a local address that stands for a remote service.
@@ -241,6 +267,23 @@ pub struct UnexposeRequest {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationsRequest {
+    /// The file's text: base64 between two lines.
+    pub list: String,
+}
+
+/// A list that counts from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationsResponse {
+    pub tenant: String,
+    pub version: u64,
+    /// How many certificates and delegations are on it.
+    pub revoked: u64,
+    /// False if it was known already.
+    pub is_new: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PingRequest {
     pub service: String,
     /// Such as `tcp/80`; absent: the first TCP port of the service.
@@ -291,8 +334,9 @@ pub struct Finding {
 pub struct AuditRecord {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started` or
-    /// `lost`.
+    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started`,
+    /// `certificate-accepted`, `certificate-refused`, `certificate-expired`, `certificate-revoked`, `revocations-accepted`,
+    /// `revocations-refused` or `lost`.
     pub event: String,
     pub site: String,
     /// The peer's, if its identity has one.
@@ -320,7 +364,7 @@ pub struct AuditRecord {
     /// `allowed` or `denied`, of flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
-    /// Why denied, or why closed.
+    /// Why denied, refused, or closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The `allow` (or `callers`) entry that let it pass; of a denial the list that did not.
@@ -339,7 +383,7 @@ pub struct AuditRecord {
     /// How many alike this line stands for, when more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeated: Option<u64>,
-    /// What changed, for `configuration`.
+    /// What changed, for `configuration`; which certificate or list, for what is signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// Its place in the file's chain, and that chain's hashes: see [`crate::chain`]. A line that is followed as it comes has

@@ -1,12 +1,21 @@
 //! Everything that crosses a process or a wire: the local interface's JSON ([`api`]) and the control channel
-//! between agents (`control`, schema in `control.proto`).
+//! between agents (`control`, schema in `control.proto`), and what an authority signs (`identity`, schema in
+//! `identity.proto`).
 
 pub mod api;
 pub mod chain;
+pub mod time;
 
 #[cfg(feature = "control")]
 pub mod control {
     //! Generated from `control.proto`.
     #![allow(clippy::all, unused_qualifications)]
     include!(concat!(env!("OUT_DIR"), "/vp.control.v1.rs"));
+}
+
+#[cfg(feature = "identity")]
+pub mod identity {
+    //! Generated from `identity.proto`.
+    #![allow(clippy::all, unused_qualifications)]
+    include!(concat!(env!("OUT_DIR"), "/vp.identity.v1.rs"));
 }

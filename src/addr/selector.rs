@@ -4,7 +4,8 @@ use super::{Name, NameError};
 use std::fmt;
 use std::str::FromStr;
 
-/// Who a peer is, as authenticated. Today from a configured key, later from a certificate.
+/// Who a peer is, as authenticated: by a configured key, or by a certificate that a tenant's authority signed. Without a
+/// certificate there is no tenant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
     pub site: Name,

@@ -127,7 +127,7 @@ impl Node {
     fn forget_callers(&mut self, outside: &[Holder], now: Instant) {
         let numbers: BTreeSet<u32> = outside.iter().filter_map(|holder| self.callers.known(holder)).collect();
         let flows = outside.iter().map(|holder| self.callers.flows(holder) as usize).sum();
-        self.end_flows(flows, |flow| numbers.contains(&flow.owner.caller), now);
+        self.end_flows(flows, |flow| numbers.contains(&flow.owner.caller), FlowEnd::Ended, now);
         outside.iter().for_each(|holder| self.callers.remove(holder));
     }
 
@@ -144,7 +144,7 @@ impl Node {
         let gone = self.peers.iter().filter(|(_, peer)| !keys.contains(&peer.settings.public_key));
         let gone: BTreeSet<PeerId> = gone.map(|(id, _)| id).collect();
         let flows = gone.iter().filter_map(|peer| self.peer(*peer)).map(|peer| peer.flows as usize).sum();
-        self.end_flows(flows, |flow| gone.contains(&flow.peer), now);
+        self.end_flows(flows, |flow| gone.contains(&flow.peer), FlowEnd::Ended, now);
         gone.into_iter().for_each(|peer| self.remove_peer(peer));
         for settings in &wanted {
             let peer = self.peers.by_key(&settings.public_key).unwrap_or_else(|| self.peers.next());
@@ -170,6 +170,17 @@ impl Node {
             self.find_paths(&settings.public_key, now);
         }
         self.settings.peers = wanted;
+    }
+
+    /// Takes the peer away at once that has this key, and its permission with it: what vouched for it holds no more.
+    pub fn revoke(&mut self, public_key: &[u8; 32], now: Instant) {
+        let Some(peer) = self.peers.by_key(public_key) else { return };
+        let flows = self.peer(peer).map_or(0, |peer| peer.flows as usize);
+        self.end_flows(flows, |flow| flow.peer == peer, FlowEnd::Revoked, now);
+        self.remove_peer(peer);
+        self.settings.peers.retain(|settings| settings.public_key != *public_key);
+        self.apply_mappings(now);
+        self.judge_flows_again();
     }
 
     /// Its flows have ended.
@@ -299,9 +310,9 @@ impl Node {
     }
 
     /// Ends `count` flows, all of which `is_one` knows.
-    fn end_flows(&mut self, count: usize, is_one: impl Fn(&Flow) -> bool, now: Instant) {
+    fn end_flows(&mut self, count: usize, is_one: impl Fn(&Flow) -> bool, end: FlowEnd, now: Instant) {
         let flows: Vec<_> = self.table.iter().filter(|(_, flow)| is_one(flow)).map(|(id, _)| id).take(count).collect();
-        flows.into_iter().for_each(|id| self.end_flow(id, FlowEnd::Ended, now));
+        flows.into_iter().for_each(|id| self.end_flow(id, end, now));
     }
 
     /// Before the gateway stops: tells what its flows carried, of `count` at a time. How many those were.

@@ -47,6 +47,9 @@ impl Node {
             tx_packets: tunnel.tx_packets,
             control: if settings.stock { "none" } else { "closed" }.to_owned(),
             offered_services: u32::try_from(offered).unwrap_or(u32::MAX),
+            tenant: settings.identity.tenant.as_ref().map(ToString::to_string),
+            groups: settings.identity.groups.iter().map(ToString::to_string).collect(),
+            certificate: None,
         })
     }
 

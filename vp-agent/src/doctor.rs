@@ -16,6 +16,7 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let fix = "see that the peer's agent runs, that its endpoint is right and that UDP passes";
         findings.push(finding("peer-away", "warning", detail, fix));
     }
+    findings.extend(agent.identities.findings(crate::clock::unix_seconds()));
     let refused = agent.handle.call(|node, _, _| {
         let refused = node.refused_mappings();
         refused.first().map(|(service, error)| (refused.len(), format!("{service}: {error}")))

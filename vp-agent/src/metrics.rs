@@ -53,6 +53,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
     let mut registry = Registry::with_prefix("vp");
     peers(&mut registry, &figures.peers);
     flows(&mut registry, &figures);
+    identity(&mut registry, agent);
     shell(&mut registry, agent, &figures, audit_lost);
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -126,6 +127,25 @@ fn flows(registry: &mut Registry, figures: &Figures) {
     registry.register("hub_sites", "Sites that attend at this hub", gauge(figures.hub_sites as u64));
     registry.register("pool_leases", "Leases of pool addresses", used);
     registry.register("pool_addresses", "Addresses that the pool can give", size);
+}
+
+fn identity(registry: &mut Registry, agent: &Agent) {
+    let now = crate::clock::unix_seconds();
+    let (remaining, versions) = (Floats::default(), Family::<Labels, Gauge>::default());
+    let refused = Family::<Labels, Counter>::default();
+    for (refusal, count) in agent.identities.refused() {
+        refused.get_or_create(&label("reason", refusal.word())).inc_by(count);
+    }
+    for (site, seconds) in agent.identities.remaining(now) {
+        remaining.get_or_create(&label("site", site.as_str())).set(seconds as f64);
+    }
+    for (tenant, signer, version) in agent.identities.versions() {
+        let labels = [label("tenant", &tenant), label("signer", &signer)].concat();
+        versions.get_or_create(&labels).set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+    registry.register("certificates_refused", "Certificates and lists of revocations that were refused", refused);
+    registry.register("certificate_remaining_seconds", "Until a site's certificate ends, its own included", remaining);
+    registry.register("revocations_version", "Of each list of revocations that counts here", versions);
 }
 
 fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: u64) {

@@ -8,15 +8,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
+use vp::identity::{List, Refusal};
 use vp::node::{
     Allowed, Event, Exposure, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source,
     Target,
 };
 use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
+use vp_agent::identity::Presented;
 use vp_proto::control::ReplyRoute;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -30,6 +32,7 @@ struct Gateway {
     /// Something was done that may have changed the node's next timeout.
     done: Notify,
     far: Mutex<Option<Arc<Gateway>>>,
+    presented: watch::Sender<Arc<Presented>>,
 }
 
 struct Running {
@@ -161,6 +164,18 @@ impl Link for NodeLink {
         explained.unwrap_or(Err(Reason::NoPath))
     }
 
+    fn credentials(&self) -> watch::Receiver<Arc<Presented>> {
+        self.0.presented.subscribe()
+    }
+
+    async fn take_certificate(&self, _: PeerId, _: Vec<u8>) -> Result<bool, Refusal> {
+        Ok(false)
+    }
+
+    async fn take_revocations(&self, _: Vec<u8>) -> Result<(List, bool), Refusal> {
+        Err(Refusal::UnknownAuthority)
+    }
+
     async fn probe_target(&self, peer: PeerId, port: Port) -> Option<IpAddr> {
         self.0.call(|node, _, _| node.probe_target(peer, &port.service, port.protocol, port.port))?
     }
@@ -235,6 +250,7 @@ fn pair() -> [Arc<Gateway>; 2] {
             running: Mutex::new(None),
             done: Notify::new(),
             far: Mutex::new(None),
+            presented: watch::Sender::default(),
         })
     });
     let [one, other] = &gateways;

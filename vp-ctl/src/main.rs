@@ -1,8 +1,10 @@
 //! `vp-ctl`: the command line of Virtual Presence. It asks the agent over its Unix socket and shows the answer; it keeps
-//! no state, opens no network connection, and never takes a key as an argument.
+//! no state, opens no network connection, and never takes a private key as an argument. What an authority does offline it
+//! does alone, with files.
 
 mod client;
 mod failure;
+mod files;
 mod gather;
 mod json;
 mod render;

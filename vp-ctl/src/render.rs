@@ -164,6 +164,10 @@ impl Table {
         self.rows.push(Row { cells: cells.into(), note: None });
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// A line of its own under the last row, indented to its last column.
     pub fn note(&mut self, note: Option<String>) {
         if let Some(row) = self.rows.last_mut() {
@@ -235,8 +239,8 @@ pub fn list(values: &[String]) -> Cell {
 /// A word of state, in the colour of what it means.
 pub fn judged(word: &str) -> Cell {
     let style = match word {
-        "ok" | "up" | "open" | "allowed" | "established" => GOOD,
-        "failed" | "error" | "denied" | "down" | "offer-refused" => BAD,
+        "ok" | "up" | "open" | "allowed" | "established" | "valid" => GOOD,
+        "failed" | "error" | "denied" | "down" | "offer-refused" | "expired" | "revoked" => BAD,
         "warning" | "connecting" | "away" | "not-offered" | "closed" => DOUBTFUL,
         "none" | "skipped" | "waiting" => FAINT,
         _ => PLAIN,

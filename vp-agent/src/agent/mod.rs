@@ -3,6 +3,7 @@
 
 mod carriers;
 mod desired;
+mod identity;
 mod names;
 mod records;
 mod resolve;
@@ -15,10 +16,13 @@ pub use running::Running;
 
 use crate::audit::{Audit, Entry};
 use crate::carrier::{CarrierSettings, Listener};
+use crate::clock::unix_seconds;
 use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::dns::Dns;
+use crate::identity::{Identities, Kept};
+use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
 use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
@@ -45,7 +49,8 @@ pub struct Agent {
     /// This site.
     pub site: Name,
     pub handle: Handle,
-    pub control: Control<Handle>,
+    pub control: Control<AgentLink>,
+    pub identities: Arc<Identities>,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -67,6 +72,12 @@ pub struct Agent {
     endpoint_learnt: Notify,
     /// Held while it is written.
     endpoints_file: std::sync::Mutex<()>,
+    /// The same.
+    identity_file: std::sync::Mutex<()>,
+    /// Held while peers are taken away that a review found to have ended, and until a reload is taken or refused. Nobody
+    /// who holds it waits for `wanted`.
+    reviewing: Mutex<()>,
+    reviewed: Notify,
 }
 
 /// Where peers were seen last.
@@ -112,10 +123,14 @@ impl Agent {
         let site = config.settings.site.clone();
         let audit = Audit::open(config.audit.clone(), site.as_str(), &state.file(AUDIT_HEAD)).await;
         let audit = audit.map_err(anyhow::Error::msg)?;
-        let (settings, clashes) = effective(&config, &runtime, &endpoints);
+        let public_key = PublicKey::from(&key).to_bytes();
+        let by_key = &config.settings.peers;
+        let kept = Kept::load(&state)?;
+        let identities = Arc::new(Identities::new(site.clone(), public_key, &config.credentials, by_key, kept));
+        let peers = identities.peers(by_key, unix_seconds());
+        let (settings, clashes) = effective(&config, &runtime, &endpoints, peers);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
-        let public_key = PublicKey::from(&key).to_bytes();
         let node = Node::new(settings, leases, key, seed, Instant::now());
         let node = node.map_err(|error| placed(error.into(), &config))?;
         let interface = &config.interface;
@@ -136,7 +151,8 @@ impl Agent {
         let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
-        let (control, notices) = Control::start(handle.clone(), seed.rotate_left(32));
+        let link = AgentLink { handle: handle.clone(), identities: identities.clone() };
+        let (control, notices) = Control::start(link, seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
         let listener = match &config.hub_tls {
             Some(settings) => Some(Listener::start(settings, listen).await?),
@@ -150,6 +166,7 @@ impl Agent {
             dns: Dns::new(handle.clone()),
             handle,
             control,
+            identities,
             started: Instant::now(),
             offload,
             listen,
@@ -166,6 +183,9 @@ impl Agent {
             endpoints_changed: Notify::new(),
             endpoint_learnt: Notify::new(),
             endpoints_file: std::sync::Mutex::new(()),
+            identity_file: std::sync::Mutex::new(()),
+            reviewing: Mutex::new(()),
+            reviewed: Notify::new(),
         });
         let running = Running::new(agent, events, notices, syncer, data);
         if !carriers.is_empty() {
@@ -192,13 +212,20 @@ impl Agent {
         let mut config = loaded.context("reading the configuration")??;
         let mut warnings = std::mem::take(&mut config.warnings);
         warnings.extend(keep_fixed(&wanted.config, &mut config)?);
-        let (settings, clashes) = effective(&config, &wanted.runtime, &self.learnt().endpoints);
+        let (before, _) = self.effective(&wanted.config, &wanted.runtime);
+        let reviewing = self.reviewing.lock().await;
+        let identities_before = self.identities.configure(&config.credentials, &config.settings.peers);
+        let (settings, clashes) = self.effective(&config, &wanted.runtime);
         warnings.extend(clashes);
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
-        self.configure(settings, &config.carriers).await.map_err(|error| placed(error, &config))?;
+        if let Err(error) = self.configure(settings, &config.carriers).await {
+            self.identities.put_back(identities_before);
+            return Err(placed(error, &config));
+        }
+        drop(reviewing);
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;
+            self.identities.put_back(identities_before);
             self.put_back(&mut wanted, before).await;
             return Err(error);
         }
@@ -220,9 +247,9 @@ impl Agent {
     ) -> Result<Vec<String>, Refused> {
         let mut wanted = self.wanted.lock().await;
         let mut runtime = wanted.runtime.clone();
-        let (before, _) = effective(&wanted.config, &wanted.runtime, &self.learnt().endpoints);
+        let (before, _) = self.effective(&wanted.config, &wanted.runtime);
         change(&mut runtime, &wanted.config, &before)?;
-        let (settings, clashes) = effective(&wanted.config, &runtime, &self.learnt().endpoints);
+        let (settings, clashes) = self.effective(&wanted.config, &runtime);
         self.configure(settings, &wanted.config.carriers).await?;
         if let Err(error) = runtime.save(&self.state) {
             self.configure(before, &wanted.config.carriers).await?;
@@ -250,9 +277,16 @@ impl Agent {
         }
     }
 
+    fn effective(&self, config: &Config, runtime: &Runtime) -> (Settings, Vec<String>) {
+        let peers = self.identities.peers(&config.settings.peers, unix_seconds());
+        effective(config, runtime, &self.learnt().endpoints, peers)
+    }
+
     async fn configure(&self, mut settings: Settings, wanted: &[(Name, CarrierSettings)]) -> Result<(), Refused> {
         let mut carriers = self.carriers.lock().await;
         self.start_carriers(&mut carriers, wanted, &mut settings).await?;
+        // Something may have ended since these were put together.
+        self.identities.keep_in_force(&mut settings.peers, unix_seconds());
         let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
         self.peers_changed.store(true, Ordering::Relaxed);
         self.control.attendance_changed();

@@ -156,7 +156,9 @@ impl Running {
         | Notice::OfferTaken { peer, .. }
         | Notice::OfferRefused { peer, .. }
         | Notice::Introduced { hub: peer, .. }
-        | Notice::IntroductionsRefused { hub: peer, .. }) = notice;
+        | Notice::IntroductionsRefused { hub: peer, .. }
+        | Notice::CredentialRefused { peer, .. }
+        | Notice::RevocationsTaken { peer, .. }) = notice;
         if self.names.of(peer).is_none() {
             self.names.ask(&self.agent.handle).await;
         }
@@ -175,6 +177,14 @@ impl Running {
             Notice::OfferRefused { reason, .. } => {
                 tracing::warn!("peer {site}: its offer was refused: {reason}");
                 self.agent.tell("offer-refused", format!("{site}: {reason}"));
+            }
+            Notice::CredentialRefused { what, refusal, .. } => {
+                tracing::warn!("peer {site}: {what:?} refused: {refusal}");
+                self.agent.tell_refused(Some(site), what, refusal);
+            }
+            Notice::RevocationsTaken { tenant, version, .. } => {
+                tracing::info!("peer {site}: revocations of {tenant}, version {version}");
+                self.agent.tell_revocations(Some(site), &tenant, version);
             }
         }
     }

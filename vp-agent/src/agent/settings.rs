@@ -3,12 +3,17 @@
 use crate::config::{self, Config, ConfigError, one_line};
 use crate::state::{Endpoints, Runtime};
 use vp::addr::Limits;
-use vp::node::Settings;
+use vp::node::{PeerSettings, Settings};
 
-/// The file's settings with those of vp-ctl. Where both speak of one thing the file is right, and what the file leaves
-/// no room for any more is left out; both are said.
-pub(super) fn effective(config: &Config, runtime: &Runtime, endpoints: &Endpoints) -> (Settings, Vec<String>) {
-    let mut settings = config.settings.clone();
+/// The file's settings with those of vp-ctl, and with the peers that there may be now. Where file and vp-ctl speak of one
+/// thing the file is right, and what the file leaves no room for any more is left out; both are said.
+pub(super) fn effective(
+    config: &Config,
+    runtime: &Runtime,
+    endpoints: &Endpoints,
+    peers: Vec<PeerSettings>,
+) -> (Settings, Vec<String>) {
+    let mut settings = Settings { peers, ..config.settings.clone() };
     let mut clashes = Vec::new();
     for request in &runtime.expose {
         match config::exposure(request, Limits::default(), &settings) {

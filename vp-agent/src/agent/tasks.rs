@@ -1,6 +1,6 @@
 //! What waits for name servers, other programs or the disk: beside the loop, each in a task of its own.
 
-use super::{Agent, resolve};
+use super::{Agent, identity, resolve};
 use crate::state::Syncer;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 /// How often it is seen whether the nftables table is still there.
 const RESTORE_PAUSE: Duration = Duration::from_secs(30);
-/// How often the lease journal goes to the disk.
+/// How often the lease journal goes to the disk, and what peers presented.
 const KEEP_PAUSE: Duration = Duration::from_secs(1);
 /// Between two writes of where peers were seen. An agent that is killed and started again calls them there: without it
 /// they notice only after 15 s (KEEPALIVE_TIMEOUT + REKEY_TIMEOUT of WireGuard).
@@ -18,6 +18,9 @@ const ENDPOINTS_PAUSE: Duration = Duration::from_millis(100);
 /// They end with the runtime.
 pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(resolve::run(agent.clone()));
+    tokio::spawn(identity::follow(agent.clone()));
+    tokio::spawn(identity::settle(agent.clone()));
+    tokio::spawn(identity::look_at_files(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
     tokio::spawn(crate::dns::run(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
@@ -83,12 +86,13 @@ async fn restore(agent: &Agent) {
     }
 }
 
-/// Leases, and where peers were seen, to the disk.
+/// Leases, where peers were seen, and what is certified and revoked, to the disk.
 pub(super) fn keep(agent: &Agent, syncer: &Syncer) {
     if let Err(error) = syncer.sync() {
         tracing::warn!("the lease journal does not reach the disk: {error}");
     }
     keep_endpoints(agent);
+    agent.keep_identity().unwrap_or_else(|error| tracing::warn!("{error}"));
 }
 
 /// What could not be written is tried again with the leases.

@@ -2,6 +2,7 @@
 
 use super::Problem;
 use crate::agent::Agent;
+use crate::clock::unix_seconds;
 use crate::control::Target;
 use axum::Json;
 use axum::extract::State;
@@ -27,7 +28,12 @@ pub async fn ping(
         node.peers(now).into_iter().find(|(id, _)| *id == peer)
     });
     let Some((peer, status)) = peer.await? else {
-        return Err(Problem::refused(format!("{} is not a peer of this site", service.site)));
+        return Err(Problem::refused(match agent.identities.gone(&service.site, unix_seconds()) {
+            Some(refusal) => {
+                format!("{} is no peer at present, its certificate does not hold: {refusal}", service.site)
+            }
+            None => format!("{} is not a peer of this site", service.site),
+        }));
     };
     let port = match request.port {
         Some(text) => port(&text)?,

@@ -106,6 +106,14 @@ pub async fn reload(State(agent): State<Arc<Agent>>) -> Answer<api::Done> {
     Ok(Json(api::Done { warnings: agent.reload().await? }))
 }
 
+pub async fn revocations(
+    State(agent): State<Arc<Agent>>,
+    request: Request<api::RevocationsRequest>,
+) -> Answer<api::RevocationsResponse> {
+    let Json(request) = request?;
+    Ok(Json(agent.add_revocations(&request.list).await?))
+}
+
 /// Whether there was one to remove.
 fn remove<T>(items: &mut Vec<T>, is_it: impl Fn(&T) -> bool) -> bool {
     let before = items.len();

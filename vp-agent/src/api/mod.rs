@@ -22,8 +22,8 @@ use axum::routing::{get, post};
 use std::sync::Arc;
 use vp_proto::api;
 
-/// The largest request names a few hundred addresses.
-const REQUEST_BYTES_MAX: usize = 256 << 10;
+/// The largest list of revocations; any other request names a few hundred addresses.
+const REQUEST_BYTES_MAX: usize = 512 << 10;
 
 /// The figures alone, for the loopback port that the operator may open.
 pub fn metrics_routes(agent: Arc<Agent>) -> Router {
@@ -41,6 +41,7 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/expose", post(change::expose))
         .route("/v1/unexpose", post(change::unexpose))
         .route("/v1/reload", post(change::reload))
+        .route("/v1/revocations", post(change::revocations))
         .route("/v1/ping", post(ask::ping))
         .route("/v1/explain", post(explain::explain))
         .route("/v1/doctor", get(show::doctor))

@@ -3,6 +3,7 @@
 use super::Problem;
 use crate::agent::Agent;
 use crate::audit::{self, Filter};
+use crate::clock::unix_seconds;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
@@ -48,6 +49,7 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
             presences: node.presences(),
             callers: node.caller_presences(),
             services: node.services(),
+            certificate: None,
             flows: node.flow_table(),
             drops,
             dns: None,
@@ -61,12 +63,14 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
     status.interface.clone_from(&wanted.config.interface);
     status.listen = agent.listen.to_string();
     status.public_key = STANDARD.encode(agent.public_key);
+    status.certificate = agent.identities.own(unix_seconds());
     for (id, mut peer) in peers {
         if peer.control != "none" && agent.control.is_open(id) {
             "open".clone_into(&mut peer.control);
         }
         status.peers.push(peer);
     }
+    agent.identities.show(&mut status.peers, unix_seconds());
     status.dns = wanted.config.dns.as_ref().map(|dns| api::Dns {
         zone: dns.zone.clone(),
         listening: agent.dns.listening().iter().map(ToString::to_string).collect(),

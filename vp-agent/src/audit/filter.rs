@@ -1,6 +1,6 @@
 //! Which records somebody wants to see.
 
-use super::time::rfc3339;
+use crate::clock::rfc3339;
 use std::time::{Duration, SystemTime};
 use vp_proto::api::AuditRecord;
 

@@ -14,12 +14,11 @@ pub mod otlp;
 mod past;
 #[cfg(test)]
 mod tests;
-mod time;
 mod writer;
 
 pub use filter::{Filter, since};
-pub use time::rfc3339;
 
+use crate::clock::rfc3339;
 use denials::{Added, Denials};
 use forward::{Forward, Forwarded};
 use std::collections::VecDeque;

@@ -2,7 +2,7 @@
 //! hands lines over never waits for the disk: what finds no room is lost, counted and said, in the log too.
 
 use super::file::{Batch, ChainedFile};
-use super::time::rfc3339;
+use crate::clock::rfc3339;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};

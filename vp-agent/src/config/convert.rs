@@ -1,31 +1,30 @@
 //! From what is written to what is meant: every value parsed, every clash found, each with its place.
 
+use super::credentials::Credentials;
 use super::error::{ConfigError, FieldError};
 use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
+use super::peers::Peers;
 use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, Dns, HostNetworks, Reach, Workers, values};
 use crate::audit::AuditSettings;
-use crate::carrier::{CarrierSettings, CertificateFiles, ListenerSettings};
 use crate::control::offer;
 use crate::state::kept_leases;
 use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use vp::addr::{Family, Holder, Identity, Leases, Limits, Name, Pool, overlap};
+use vp::addr::{Family, Holder, Leases, Limits, Name, Pool, overlap};
 use vp::catalogue::ExposedServices;
-use vp::node::{Client, PeerSettings, RelayRates, Settings, Target};
+use vp::node::{Client, Settings, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 const INTERFACE: &str = "vp0";
-/// For NATs, and so that a hub knows soon where a site is. The usual one of WireGuard.
-const HUB_KEEPALIVE_SECONDS: u16 = 25;
 const STATE_DIR: &str = "/var/lib/vp";
 const SOCKET: &str = "/run/vp/agent.sock";
 /// Where systemd has it.
@@ -36,32 +35,22 @@ const MTU: u16 = 1420;
 const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=9000;
 /// 100 MB of memory when all are open.
 const FLOWS_MAX: u32 = 262_144;
-/// A handshake each and a control channel each; more want several gateways.
-const PEERS_MAX: usize = 1000;
 /// Each is compared with each, and looked at for every new flow.
 const POOL_PREFIXES_MAX: usize = 64;
 
 /// Each of `dns`' lists: listened at, asked in turn, compared with each client.
 const DNS_ENTRIES_MAX: usize = 64;
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     file: &'a Path,
-    host: &'a HostNetworks,
+    pub(super) host: &'a HostNetworks,
     warnings: Vec<String>,
     lines: BTreeMap<String, u64>,
     /// What `state_dir` has, read when it is first asked for.
     leases: OnceCell<Leases>,
 }
 
-type Result<T> = std::result::Result<T, ConfigError>;
-/// And what is known of them beside it.
-#[derive(Default)]
-struct Peers {
-    settings: Vec<PeerSettings>,
-    /// As written.
-    endpoints: Vec<(Name, String)>,
-    carriers: Vec<(Name, CarrierSettings)>,
-}
+pub(super) type Result<T> = std::result::Result<T, ConfigError>;
 
 pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let mut reader = Reader { file: path, host, lines: BTreeMap::new(), warnings: Vec::new(), leases: OnceCell::new() };
@@ -78,8 +67,13 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let socket = r.optional("socket", file.socket.as_ref(), values::socket_path)?;
     let reach = r.reach(file.reach.as_ref(), &interface)?;
     let pool = r.pool(&file.pool, &reach, &interface)?;
-    let Peers { settings: peers, endpoints, carriers } =
-        r.peers(file.peers.as_deref().unwrap_or_default(), &site, secret.as_ref(), &pool)?;
+    let own_key = secret.as_ref().map(|secret| *PublicKey::from(secret).as_bytes());
+    let trust = r.trust(file.trust.as_deref().unwrap_or_default())?;
+    let (own_file, own) = r.own_certificate(file.certificate.as_ref(), &state_dir, &site, own_key, &trust)?;
+    let revocations = r.revocations(file.revocations.as_ref(), &trust)?;
+    let peers = file.peers.as_deref().unwrap_or_default();
+    let Peers { settings: peers, endpoints, carriers, members } = r.peers(peers, &site, own_key, &trust, &pool)?;
+    let any_trust = trust.authorities().next().is_some();
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
     let audit = file.audit.as_ref().map(|audit| r.audit(audit)).transpose()?.unwrap_or_default();
@@ -93,12 +87,15 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let hub = r.hub(file.hub.as_ref())?;
     let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub };
-    r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings)?;
+    r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings, any_trust)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
+    let by_certificate: BTreeSet<[u8; 32]> = members.iter().map(|member| member.settings.public_key).collect();
+    settings.peers.retain(|peer| !by_certificate.contains(&peer.public_key));
     Ok(Config {
         file: path.to_owned(),
         settings,
+        credentials: Credentials { trust, own_file, own, revocations, members },
         endpoints,
         carriers,
         hub_tls,
@@ -118,15 +115,15 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
 }
 
 impl Reader<'_> {
-    fn fail(&self, at: Location, message: impl Display) -> ConfigError {
+    pub(super) fn fail(&self, at: Location, message: impl Display) -> ConfigError {
         ConfigError::at(self.file, at, message)
     }
 
-    fn warn(&mut self, at: Location, message: impl Display) {
+    pub(super) fn warn(&mut self, at: Location, message: impl Display) {
         self.warnings.push(self.fail(at, message).to_string());
     }
 
-    fn text<T, E: Display>(
+    pub(super) fn text<T, E: Display>(
         &self,
         key: &str,
         text: &Text,
@@ -135,7 +132,7 @@ impl Reader<'_> {
         parse(&text.value).map_err(|error| self.fail(text.referenced, format!("{key}: {error}")))
     }
 
-    fn optional<T, E: Display>(
+    pub(super) fn optional<T, E: Display>(
         &self,
         key: &str,
         text: Option<&Text>,
@@ -272,107 +269,6 @@ impl Reader<'_> {
         })
     }
 
-    fn peers(
-        &mut self,
-        peers: &[Spanned<file::Peer>],
-        site: &Name,
-        key: Option<&StaticSecret>,
-        pool: &Pool,
-    ) -> Result<Peers> {
-        if let Some(peer) = peers.get(PEERS_MAX) {
-            return Err(self.fail(peer.referenced, format!("peers: more than {PEERS_MAX}")));
-        }
-        let own_key = key.map(|secret| *PublicKey::from(secret).as_bytes());
-        let mut sites = Places::default();
-        let mut keys = Places::default();
-        let mut read = Peers::default();
-        for Spanned { value: peer, .. } in peers {
-            let name = self.text("site", &peer.site, Name::new)?;
-            if name == *site {
-                return Err(self.fail(peer.site.referenced, format!("site: {name} is this site, expected another")));
-            }
-            sites.add(self, &name, &peer.site, |line| format!("peer {name} is there twice, first in line {line}"))?;
-            let public_key = self.text("public_key", &peer.public_key, values::public_key)?;
-            if own_key == Some(public_key) {
-                let message = "public_key: this is the key of this site itself, expected the peer's";
-                return Err(self.fail(peer.public_key.referenced, message));
-            }
-            let twice = |line| format!("public_key: the peer in line {line} has the same one, expected one a peer");
-            keys.add(self, &public_key, &peer.public_key, twice)?;
-            let endpoint = self.optional("endpoint", peer.endpoint.as_ref(), values::endpoint)?;
-            let address = endpoint.as_ref().and_then(values::Endpoint::address);
-            if let Some(text) = &peer.endpoint {
-                if address.is_some_and(|address| pool.contains(address.ip())) {
-                    let message = "endpoint: this address is in the pool, and no tunnel leads through itself";
-                    return Err(self.fail(text.referenced, message));
-                }
-                read.endpoints.push((name.clone(), text.value.clone()));
-            }
-            let groups = peer.groups.iter().flatten().map(|group| self.text("groups", group, Name::new));
-            let is_hub = peer.hub.unwrap_or(false);
-            if is_hub && peer.stock == Some(true) {
-                let message = format!("hub: {name} is a stock peer, which has no agent, expected one of hub and stock");
-                return Err(self.fail(peer.site.referenced, message));
-            }
-            if let Some(carrier) = self.carrier(peer, is_hub)? {
-                read.carriers.push((name.clone(), carrier));
-            }
-            let keepalive = self.optional("keepalive", peer.keepalive.as_ref(), values::keepalive)?;
-            let settings = PeerSettings {
-                identity: Identity { site: name, tenant: None, groups: groups.collect::<Result<_>>()? },
-                public_key,
-                preshared_key: self.preshared_key(peer.preshared_key_file.as_ref())?,
-                endpoint: address,
-                carrier: None,
-                keepalive_seconds: keepalive.or(is_hub.then_some(HUB_KEEPALIVE_SECONDS)),
-                stock: peer.stock.unwrap_or(false),
-                hub: is_hub,
-            };
-            read.settings.push(settings);
-        }
-        Ok(read)
-    }
-
-    fn carrier(&self, peer: &file::Peer, is_hub: bool) -> Result<Option<CarrierSettings>> {
-        let proxy = self.optional("proxy", peer.proxy.as_ref(), values::endpoint)?;
-        let Some(tls) = &peer.tls else {
-            return match &peer.proxy {
-                Some(text) => Err(self.fail(text.referenced, "proxy: it is for tls, expected tls: HOST:443 beside it")),
-                None => Ok(None),
-            };
-        };
-        if !is_hub {
-            return Err(self.fail(tls.referenced, "tls: only hubs are reached over TLS, expected hub: true beside it"));
-        }
-        self.text("tls", tls, values::endpoint)?;
-        let proxy = proxy.and(peer.proxy.as_ref()).map(|text| text.value.clone());
-        Ok(Some(CarrierSettings { hub: tls.value.clone(), proxy }))
-    }
-
-    fn hub_tls(&self, tls: Option<&file::Tls>) -> Result<Option<ListenerSettings>> {
-        let Some(tls) = tls else { return Ok(None) };
-        let listen = self.text("hub.tls.listen", &tls.listen, values::socket_address)?;
-        let certificate = self.optional("hub.tls.certificate", tls.certificate.as_ref(), values::path)?;
-        let key = self.optional("hub.tls.key", tls.key.as_ref(), values::path)?;
-        let certificate = match (certificate, key) {
-            (Some(certificate), Some(key)) => Some(CertificateFiles { certificate, key }),
-            (None, None) => None,
-            (Some(_), None) | (None, Some(_)) => {
-                let message = "hub.tls: expected certificate and key, or neither of them";
-                return Err(self.fail(tls.listen.referenced, message));
-            }
-        };
-        Ok(Some(ListenerSettings { listen, certificate }))
-    }
-
-    fn hub(&self, hub: Option<&file::Hub>) -> Result<Option<RelayRates>> {
-        let Some(hub) = hub else { return Ok(None) };
-        let Some(relay) = &hub.relay else { return Ok(Some(RelayRates::default())) };
-        let site = self.optional("hub.relay.site", relay.site.as_ref(), values::rate)?;
-        let tenant = self.optional("hub.relay.tenant", relay.tenant.as_ref(), values::rate)?;
-        Ok(Some(RelayRates { site, tenant }))
-    }
-
     fn dns(&self, dns: &file::Dns, pool: &Pool) -> Result<Dns> {
         let forward = self.dns_entries("dns.forward", dns.forward.as_ref(), values::name_server)?;
         if let Some((text, address)) = forward.iter().find(|(_, address)| pool.contains(address.ip())) {
@@ -405,19 +301,6 @@ impl Reader<'_> {
             return Err(self.fail(text.referenced, format!("{key}: more than {DNS_ENTRIES_MAX}")));
         }
         list.value.iter().map(|text| Ok((text, self.text(key, text, &parse)?))).collect()
-    }
-
-    fn preshared_key(&mut self, text: Option<&Text>) -> Result<Option<[u8; 32]>> {
-        let Some(text) = text else { return Ok(None) };
-        let path = self.text("preshared_key_file", text, values::path)?;
-        match keys::read(&path) {
-            Ok(key) => Ok(Some(*key)),
-            Err(error) if error.is_permission() && self.host.interfaces.is_empty() => {
-                self.warn(text.referenced, format!("preshared_key_file: not checked: {error}"));
-                Ok(None)
-            }
-            Err(error) => Err(self.fail(text.referenced, format!("preshared_key_file: {error}"))),
-        }
     }
 
     fn clients(&self, clients: &[Spanned<file::Client>], pool: &Pool) -> Result<Vec<Client>> {
@@ -453,7 +336,7 @@ impl Reader<'_> {
         Ok(read)
     }
 
-    fn exposures(&mut self, entries: &[Spanned<file::Expose>], settings: &mut Settings) -> Result<()> {
+    fn exposures(&mut self, entries: &[Spanned<file::Expose>], settings: &mut Settings, any_trust: bool) -> Result<()> {
         let mut names = Places::default();
         let mut bytes = offer::bytes_max([], &settings.clients);
         let named = offer::NamedAddresses::of(&settings.clients);
@@ -481,7 +364,7 @@ impl Reader<'_> {
             let name = &exposure.name;
             names
                 .add(self, name, &entry.name, |line| format!("service {name} is there twice, first in line {line}"))?;
-            for warning in exposure_warnings(&exposure, settings) {
+            for warning in exposure_warnings(&exposure, settings, any_trust) {
                 self.warn(entry.allow.as_ref().map_or(*referenced, |allow| allow.referenced), warning);
             }
             self.lines.insert(format!("expose {name}"), entry.name.referenced.line());
@@ -565,7 +448,7 @@ fn gateway(pool: &Pool, mut leases: Leases) -> Vec<IpAddr> {
 }
 
 /// Where something was first, to find a second.
-struct Places<T>(BTreeMap<T, u64>);
+pub(super) struct Places<T>(BTreeMap<T, u64>);
 
 impl<T> Default for Places<T> {
     fn default() -> Self {
@@ -574,7 +457,13 @@ impl<T> Default for Places<T> {
 }
 
 impl<T: Ord + Clone> Places<T> {
-    fn add(&mut self, reader: &Reader, item: &T, text: &Text, twice: impl FnOnce(u64) -> String) -> Result<()> {
+    pub(super) fn add(
+        &mut self,
+        reader: &Reader,
+        item: &T,
+        text: &Text,
+        twice: impl FnOnce(u64) -> String,
+    ) -> Result<()> {
         match self.0.insert(item.clone(), text.referenced.line()) {
             None => Ok(()),
             Some(line) => Err(reader.fail(text.referenced, twice(line))),

@@ -22,6 +22,9 @@ pub struct File {
     pub pool: Spanned<Vec<Text>>,
     pub reach: Option<Spanned<Reach>>,
     pub hub: Option<Hub>,
+    pub trust: Option<Vec<Spanned<Trust>>>,
+    pub certificate: Option<Text>,
+    pub revocations: Option<Text>,
     pub peers: Option<Vec<Spanned<Peer>>>,
     pub clients: Option<Vec<Spanned<Client>>>,
     pub expose: Option<Vec<Spanned<Expose>>>,
@@ -33,13 +36,22 @@ pub struct File {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Trust {
+    pub tenant: Text,
+    pub authority: Text,
+}
+
+/// By `site` and `public_key`, or by `certificate`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Peer {
-    pub site: Text,
-    pub public_key: Text,
+    pub site: Option<Text>,
+    pub public_key: Option<Text>,
+    pub certificate: Option<Text>,
     pub preshared_key_file: Option<Text>,
     pub endpoint: Option<Text>,
     pub keepalive: Option<Text>,
-    pub groups: Option<Vec<Text>>,
+    pub groups: Option<Spanned<Vec<Text>>>,
     pub stock: Option<bool>,
     pub hub: Option<bool>,
     pub tls: Option<Text>,

@@ -2,14 +2,18 @@
 //! says where and what was expected. Nothing here changes the machine.
 
 mod convert;
+pub mod credentials;
 mod error;
 mod file;
+mod hub;
 pub mod keys;
+mod peers;
 mod requests;
 #[cfg(test)]
 mod tests;
 pub mod values;
 
+pub use credentials::{Credentials, Member};
 pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
 pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
@@ -37,8 +41,10 @@ const ALIASES_MAX: usize = 1_000;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub file: PathBuf,
-    /// What the node is told, without what vp-ctl adds. Peers have the addresses of endpoints that need no resolving.
+    /// What the node is told, without what vp-ctl adds and without peers by certificate. Peers have the addresses of
+    /// endpoints that need no resolving.
     pub settings: Settings,
+    pub credentials: Credentials,
     /// The peers' endpoints as written.
     pub endpoints: Vec<(Name, String)>,
     /// Of hubs that are reached over TLS too, by their sites.

@@ -179,14 +179,17 @@ fn caller(text: &str, clients: &[Client]) -> Result<CallerSelector, String> {
     Err(format!("there is no client {name} in `clients`, expected an address, a prefix or a client ({known})"))
 }
 
-/// What an operator should know of an exposure that is not wrong.
+/// What an operator should know of an exposure that is not wrong. Where an authority is trusted, peers may prove at any
+/// time that they are of a group or tenant.
 #[must_use]
-pub fn exposure_warnings(exposure: &Exposure, settings: &Settings) -> Vec<String> {
+pub fn exposure_warnings(exposure: &Exposure, settings: &Settings, any_trust: bool) -> Vec<String> {
     let name = &exposure.name;
     if exposure.allow.is_empty() {
         return vec![format!("service {name}: `allow` is empty, so nobody may use it")];
     }
-    let unmatched = |selector: &&Selector| !settings.peers.iter().any(|peer| selector.may_match(&peer.identity));
+    let may_come = |selector: &Selector| any_trust && matches!(selector, Selector::Group(_) | Selector::Tenant(_));
+    let matches = |selector: &Selector| settings.peers.iter().any(|peer| selector.may_match(&peer.identity));
+    let unmatched = |selector: &&Selector| !may_come(selector) && !matches(selector);
     let unmatched = exposure.allow.iter().filter(unmatched);
     unmatched.map(|selector| format!("service {name}: {selector} matches no configured peer")).collect()
 }

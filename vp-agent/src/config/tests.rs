@@ -167,7 +167,8 @@ fn workers_are_a_number_or_as_the_machine_has_use_for() {
 
 #[test]
 fn what_is_not_the_yaml_we_expect_is_refused() {
-    let keys = "site, key, listen, interface, workers, mtu, flows_max, state_dir, socket, pool, reach, hub, peers, clients, expose, map, audit, \
+    let keys = "site, key, listen, interface, workers, mtu, flows_max, state_dir, socket, pool, reach, hub, trust, \
+                certificate, revocations, peers, clients, expose, map, audit, \
                 metrics or dns";
     let parse_bare = |text: &str| match Config::parse(Path::new("agent.yaml"), text, &machine()) {
         Ok(_) => panic!("no error for:\n{text}"),
@@ -665,4 +666,95 @@ fn a_file_that_would_grow_is_refused_fast() {
 fn what_a_hostile_file_says_reaches_nobody_s_terminal_raw() {
     let error = parse(&format!("{HEAD}\"\\e[31m{}\": 1\n", "x".repeat(5000))).expect_err("unknown key");
     assert!(!error.contains('\u{1b}') && error.len() < 400, "{error}");
+}
+
+/// A site's certificate in a file of the folder, by the authority of this seed.
+fn certificate(folder: &tempfile::TempDir, (tenant, seed): (&str, u8), site: &str, key: &str) -> String {
+    use vp::identity::{Issuer, Serial, Subject, Validity, text};
+    let name = |text: &str| Name::new(text).expect("name");
+    let subject =
+        Subject { site: name(site), groups: vec![name("edge")], public_key: values::public_key(key).expect("key") };
+    let valid = Validity { not_before: 1, not_after: u64::MAX };
+    let issuer = Issuer::authority(name(tenant), &[seed; 32]);
+    let certificate = issuer.certificate(&subject, Serial([seed; 16]), valid).expect("issued");
+    let file = folder.path().join(format!("{site}-{tenant}.certificate"));
+    fs::write(&file, text::encode(text::Label::Certificate, &certificate.to_bytes()).as_bytes()).expect("written");
+    file.display().to_string()
+}
+
+fn trust(entries: &[(&str, u8)]) -> String {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
+    let entry = |(tenant, seed): &(&str, u8)| {
+        let name = Name::new(tenant).expect("name");
+        let key = vp::identity::Issuer::authority(name, &[*seed; 32]).public_key();
+        format!("  - {{tenant: {tenant}, authority: {}}}\n", BASE64_STANDARD.encode(key))
+    };
+    format!("trust:\n{}", entries.iter().map(entry).collect::<String>())
+}
+
+#[test]
+fn peers_by_certificate_are_apart_from_those_by_key() {
+    let folder = tempfile::tempdir().expect("folder");
+    let cloud = certificate(&folder, ("acme", 1), "cloud", OTHER);
+    let own_key = x25519_dalek::PublicKey::from(&StaticSecret::from(*values::key(KEY).expect("key")));
+    let own_key = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, own_key.as_bytes());
+    let own = certificate(&folder, ("acme", 1), "factory", &own_key);
+    let trust = trust(&[("acme", 1), ("acme", 2)]);
+    let services = "expose:\n  - {name: a, target: 10.0.0.2, ports: [icmp], allow: [\"group:new\", \"tenant:acme\"]}\n\
+                    map:\n  - service: web.cloud\n";
+    let peers = format!("peers:\n  - {{certificate: {cloud}, endpoint: \"cloud:1\"}}\n");
+    assert!(parse(&format!("{HEAD}certificate: {own}\n")).is_ok(), "trust is others' matter");
+    let config = parse(&format!("{HEAD}{trust}certificate: {own}\n{peers}{services}")).expect("good");
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert!(config.settings.peers.is_empty(), "there only while it holds");
+    let member = &config.credentials.members[0];
+    assert_eq!((member.settings.identity.site.as_str(), &member.settings.identity.tenant), ("cloud", &None));
+    assert_eq!((config.endpoints[0].0.as_str(), config.credentials.own.is_some()), ("cloud", true));
+    assert_eq!(config.credentials.trust.authorities().count(), 2);
+}
+
+#[test]
+fn certificates_are_refused_with_the_place_and_the_reason() {
+    let folder = tempfile::tempdir().expect("folder");
+    let at = folder.path().display().to_string();
+    let cloud = certificate(&folder, ("acme", 1), "cloud", OTHER);
+    let peer = |file: &str| format!("peers:\n  - certificate: {file}\n");
+    let says = |trusted: &[(&str, u8)], lines: &str| {
+        let lines = if trusted.is_empty() { lines.to_owned() } else { trust(trusted) + lines };
+        parse(&format!("{HEAD}{lines}")).map(|_| ()).expect_err("refused").replace(&at, "AT")
+    };
+    let unknown = "unknown-authority: the authority behind it is not in `trust`";
+    let file = "AT/cloud-acme.certificate";
+    assert_eq!(says(&[], &peer(&cloud)), format!("agent.yaml:4:18: certificate: {file}: {unknown}"));
+    assert_eq!(says(&[("acme", 2)], &peer(&cloud)), format!("agent.yaml:6:18: certificate: {file}: {unknown}"));
+    let other = says(&[("beta", 1)], &peer(&cloud));
+    assert_eq!(
+        other,
+        format!("agent.yaml:6:18: certificate: {file}: wrong-tenant: its authority is trusted for another tenant")
+    );
+    let none = says(&[("acme", 1)], &peer("/nowhere/c"));
+    assert!(none.starts_with("agent.yaml:6:18: certificate: /nowhere/c: No such file"), "{none}");
+    let both = format!("peers:\n  - {{certificate: {cloud}, site: cloud}}\n");
+    assert!(says(&[("acme", 1)], &both).contains("site: the `certificate` says it, expected no `site` beside that"));
+    let neither = says(&[], "peers:\n  - site: cloud\n");
+    assert_eq!(neither, "agent.yaml:4:5: the key \"public_key\" is missing, expected it or a `certificate`");
+    let own = says(&[("acme", 1)], &format!("certificate: {cloud}\n"));
+    assert_eq!(own, "agent.yaml:5:14: certificate: it is for site cloud, expected one for factory");
+    let key = certificate(&folder, ("acme", 1), "factory", OTHER);
+    assert!(says(&[("acme", 1)], &format!("certificate: {key}\n")).contains("it is for another key than this site's"));
+    // One name is one site's here, whatever its tenant.
+    let of_beta = certificate(&folder, ("beta", 2), "cloud", PUBLIC);
+    let two = format!("peers:\n  - certificate: {cloud}\n  - certificate: {of_beta}\n");
+    let two = says(&[("acme", 1), ("beta", 2)], &two);
+    assert!(
+        two.ends_with("peer cloud is there twice, first in line 7: a site's name is one site's, whatever its tenant")
+    );
+    let key = OTHER;
+    let bad = says(&[], &format!("trust:\n  - {{tenant: Acme, authority: {key}}}\n"));
+    assert!(bad.starts_with("agent.yaml:4:14: tenant: "), "{bad}");
+    let again = says(&[("acme", 1), ("beta", 1)], "");
+    assert_eq!(again, "agent.yaml:5:31: authority: this authority is trusted already, for tenant acme");
+    let list = says(&[("acme", 1)], &format!("revocations: {cloud}\n"));
+    assert!(list.contains("there is no line \"-----BEGIN VP REVOCATIONS-----\""), "{list}");
 }

@@ -193,8 +193,12 @@ pub fn key(text: &str) -> Parsed<Zeroizing<[u8; 32]>> {
 /// A key of a peer; all zero (and other points of low order) would give every session the same secret.
 pub fn public_key(text: &str) -> Parsed<[u8; 32]> {
     let key = *key(text)?;
-    let probe = x25519_dalek::StaticSecret::from([0x42; 32]).diffie_hellman(&key.into());
-    if probe.was_contributory() { Ok(key) } else { Err("this is no public key: a point of low order".to_owned()) }
+    if is_weak(key) { Err("this is no public key: a point of low order".to_owned()) } else { Ok(key) }
+}
+
+#[must_use]
+pub fn is_weak(public_key: [u8; 32]) -> bool {
+    !x25519_dalek::StaticSecret::from([0x42; 32]).diffie_hellman(&public_key.into()).was_contributory()
 }
 
 /// `10.0.0.53`, or with a port of its own `10.0.0.53:5353`.

@@ -3,6 +3,7 @@
 
 use super::attend;
 use super::connection::{Connection, Wire};
+use super::credentials;
 use super::link::Link;
 use super::offer::{self, MESSAGE_BYTES_MAX, Refusal};
 use super::{Notice, Notices};
@@ -62,6 +63,7 @@ pub struct Client<L> {
     pub jitter: u64,
     /// Why the last offer was refused, if it was: said once, not at every attempt.
     pub refused: Option<String>,
+    pub said: credentials::Said,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -104,29 +106,34 @@ impl<L: Link> Client<L> {
     /// One connection, from its first packet to its end.
     async fn session(&mut self, wire: &Wire, had_offer: &mut bool) -> Result<std::convert::Infallible, Ended> {
         let channel = self.open(wire).await?;
-        let mut offers = self.ask_for_offers(channel.clone()).await?;
-        let first = timeout(Duration::from_secs(FIRST_OFFER_SECONDS_MAX), offers.message()).await;
-        let next = first.map_err(|_| Ended::Silent)??.ok_or(Ended::Closed)?;
-        let _ = self.channel.send_replace(Some(ControlClient::new(channel.clone())));
-        self.notices.tell(Notice::Opened(self.peer));
+        let mut said = std::mem::take(&mut self.said);
+        let (link, notices) = (self.link.clone(), self.notices.clone());
+        let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said };
         let attending = Attending {
             hub: self.peer,
             link: self.link.clone(),
             notices: self.notices.clone(),
             attendance: self.attendance.clone(),
         };
-        tokio::select! {
-            ended = self.follow_offers(offers, next, had_offer) => ended,
-            ended = attending.run(channel) => ended,
-        }
+        let ended = tokio::select! {
+            ended = self.follow_offers(channel.clone(), had_offer) => ended,
+            ended = attending.run(channel.clone()) => ended,
+            never = taker.follow(channel) => match never {},
+        };
+        self.said = said;
+        ended
     }
 
     async fn follow_offers(
         &mut self,
-        mut offers: Streaming<Result<Offer, Refusal>>,
-        mut next: Result<Offer, Refusal>,
+        channel: Channel,
         had_offer: &mut bool,
     ) -> Result<std::convert::Infallible, Ended> {
+        let mut offers = self.ask_for_offers(channel.clone()).await?;
+        let first = timeout(Duration::from_secs(FIRST_OFFER_SECONDS_MAX), offers.message()).await;
+        let mut next = first.map_err(|_| Ended::Silent)??.ok_or(Ended::Closed)?;
+        let _ = self.channel.send_replace(Some(ControlClient::new(channel)));
+        self.notices.tell(Notice::Opened(self.peer));
         loop {
             // Of several offers that came since, only the last counts.
             while let Some(newer) = offers.message().now_or_never() {

@@ -1,9 +1,13 @@
 //! What the control channel asks of the gateway it speaks for.
 
+use crate::identity::Presented;
 use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::sync::watch;
 use vp::addr::{Name, PeerId, Protocol};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
+use vp::identity::{List, Refusal};
 use vp::node::{Allowed, Introductions, OfferError, Reason};
 
 /// A port of a service, as a peer names it.
@@ -52,6 +56,15 @@ pub trait Link: Clone + Send + Sync + 'static {
         target: Target,
         caller: Option<u16>,
     ) -> impl Future<Output = Result<Allowed, Reason>> + Send;
+
+    /// What this site presents to every peer.
+    fn credentials(&self) -> watch::Receiver<Arc<Presented>>;
+
+    /// What the peer presents for itself. True if it is new.
+    fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> impl Future<Output = Result<bool, Refusal>> + Send;
+
+    /// A list of revocations, whosever it is. True if it is new.
+    fn take_revocations(&self, bytes: Vec<u8>) -> impl Future<Output = Result<(List, bool), Refusal>> + Send;
 
     /// A backend of the service, if the peer may use it and the port is one of its ports.
     fn probe_target(&self, peer: PeerId, target: Target) -> impl Future<Output = Option<IpAddr>> + Send;

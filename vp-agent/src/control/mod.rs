@@ -1,11 +1,13 @@
 //! The control channel: what the agents of a tunnel say to each other, over TCP that ends inside them. For each peer
-//! that has an agent there is a stack, a service that the peer calls, and a client that calls the peer's.
+//! that has an agent there is a stack, a service that the peer calls, and a client that calls the peer's: offers and
+//! credentials go both ways.
 //!
 //! It opens no port of the host, decides nothing about packets, and keeps nothing: offers belong to the node.
 
 mod attend;
 mod client;
 mod connection;
+mod credentials;
 mod link;
 pub mod offer;
 mod server;
@@ -13,12 +15,13 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
+pub use credentials::What;
 pub use link::{Link, Target};
 
 use client::Client;
 use connection::Wire;
 use server::Announcements;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tonic::transport::Channel;
 use tracing::warn;
-use vp::addr::PeerId;
+use vp::addr::{Name, PeerId};
+use vp::identity::Refusal;
 use vp::node::Event;
 use vp_proto::control::control_client::ControlClient;
 use vp_proto::control::{ExplainRequest, ExplainResponse, ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute};
@@ -67,6 +71,17 @@ pub enum Notice {
     IntroductionsRefused {
         hub: PeerId,
         reason: String,
+    },
+    /// A certificate or a list of revocations was bad; what was known stays.
+    CredentialRefused {
+        peer: PeerId,
+        what: What,
+        refusal: Refusal,
+    },
+    RevocationsTaken {
+        peer: PeerId,
+        tenant: Name,
+        version: u64,
     },
 }
 
@@ -261,7 +276,8 @@ impl<L: Link> Control<L> {
         let hurry = Arc::new(Notify::new());
         let (link, notices) = (self.shared.link.clone(), self.shared.notices.clone());
         let attendance = self.shared.attendance.subscribe();
-        let client = Client { peer, link, notices, channel, attendance, jitter: seed | 1, refused: None };
+        let client =
+            Client { peer, link, notices, channel, attendance, jitter: seed | 1, refused: None, said: BTreeSet::new() };
         let task = run(client, taken, announcements.clone(), hurry.clone(), seed);
         Peer { packets, announcements, hurry, channel: open, task: tokio::spawn(task) }
     }

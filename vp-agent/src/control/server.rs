@@ -2,9 +2,11 @@
 //! not looked at.
 
 use super::connection::Connection;
+use super::credentials;
 use super::link::{Link, Target};
 use super::{attend, offer};
 use futures_util::stream::{self, Stream, StreamExt};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,8 +23,8 @@ use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
-    Attendance, ExplainRequest, ExplainResponse, Introductions, OffersRequest, ProbeOutcome, ProbeRequest,
-    ProbeResponse, ReplyRoute,
+    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, OffersRequest,
+    ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -47,16 +49,18 @@ pub struct Announcements {
     pub offer: Announcement,
     /// Whom the peer is introduced to may have changed.
     pub introductions: Announcement,
+    /// Never announced: what there is to present is watched itself.
+    credentials: Announcement,
 }
 
 #[derive(Default, Debug)]
 pub struct Announcement(watch::Sender<Changes>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Changes {
+pub struct Changes {
     announced: u64,
     /// The newest stream; those before it end.
-    stream: u64,
+    pub(super) stream: u64,
 }
 
 impl Announcement {
@@ -70,13 +74,19 @@ impl Announcement {
         M: Clone + PartialEq + Send + 'static,
         F: Future<Output = M> + Send + 'static,
     {
+        let (stream, changes) = self.open();
+        let feed = Feed { fetch, changes, stream, last: None };
+        Box::pin(stream::unfold(feed, Feed::next))
+    }
+
+    /// The newest stream's number, which ends those before it.
+    fn open(&self) -> (u64, watch::Receiver<Changes>) {
         let mut stream = 0;
         self.0.send_modify(|changes| {
             changes.stream += 1;
             stream = changes.stream;
         });
-        let feed = Feed { fetch, changes: self.0.subscribe(), stream, last: None };
-        Box::pin(stream::unfold(feed, Feed::next))
+        (stream, self.0.subscribe())
     }
 }
 
@@ -129,6 +139,7 @@ impl<L> Service<L> {
 impl<L: Link> Control for Service<L> {
     type OffersStream = States<vp_proto::control::Offer>;
     type AttendStream = States<Introductions>;
+    type CredentialsStream = States<Credential>;
 
     async fn offers(&self, request: Request<OffersRequest>) -> Result<Response<Self::OffersStream>, Status> {
         self.admit()?;
@@ -159,6 +170,19 @@ impl<L: Link> Control for Service<L> {
             async move { attend::write_introductions(link.introductions(peer).await, offer::VERSION) }
         };
         Ok(Response::new(self.announcements.introductions.stream(fetch)))
+    }
+
+    async fn credentials(&self, _: Request<CredentialsRequest>) -> Result<Response<Self::CredentialsStream>, Status> {
+        self.admit()?;
+        let (stream, changes) = self.announcements.credentials.open();
+        let feed = credentials::Feed {
+            presented: self.link.credentials(),
+            changes,
+            stream,
+            sent: Arc::default(),
+            next: VecDeque::new(),
+        };
+        Ok(Response::new(Box::pin(stream::unfold(feed, credentials::Feed::next))))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

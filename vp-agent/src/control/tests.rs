@@ -1,11 +1,13 @@
 //! Two agents back to back on a wire in memory, with time that passes only while everyone waits.
 
 use super::*;
+use crate::identity::Presented;
 use std::net::IpAddr;
 use std::str::FromStr;
 use vp::addr::{Name, PortRange, Protocol};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
 use vp::hub::Attendance;
+use vp::identity::{Certificate, Issuer, List, Serial, Subject, Validity};
 use vp::node::{Allowed, Introduction, Introductions, OfferError, Reason};
 
 /// Each side has one peer: the other.
@@ -36,6 +38,9 @@ struct Site {
     heard: watch::Sender<Option<Attendance>>,
     tells: Mutex<Introductions>,
     told: watch::Sender<Option<Introductions>>,
+    presented: watch::Sender<Arc<Presented>>,
+    /// What the peer presents, as last taken.
+    shown: watch::Sender<Option<Certificate>>,
     target: Option<IpAddr>,
     verdict: Result<String, Reason>,
     weather: Mutex<Weather>,
@@ -113,6 +118,20 @@ impl Link for TestLink {
     async fn probe_target(&self, _: PeerId, _: Target) -> Option<IpAddr> {
         self.0.target
     }
+
+    fn credentials(&self) -> watch::Receiver<Arc<Presented>> {
+        self.0.presented.subscribe()
+    }
+
+    async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<bool, Refusal> {
+        assert_eq!(peer, PEER);
+        self.0.shown.send_replace(Some(Certificate::read(&bytes)?));
+        Ok(true)
+    }
+
+    async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {
+        Ok((List::read(&bytes)?, true))
+    }
 }
 
 impl Site {
@@ -127,6 +146,8 @@ impl Site {
             heard: watch::Sender::new(None),
             tells: Mutex::default(),
             told: watch::Sender::new(None),
+            presented: watch::Sender::default(),
+            shown: watch::Sender::default(),
             target: None,
             verdict: Err(Reason::NotExposed),
             weather: Mutex::new(FAIR),
@@ -272,6 +293,42 @@ async fn offers_arrive_both_ways_change_and_are_withdrawn() {
     a.has(&Offer::default()).await;
     assert!(a.control.is_open(PEER) && b.control.is_open(PEER));
     assert_eq!(a.hears(|_| true).await, Notice::Opened(PEER));
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_arrive_both_ways_as_they_change_and_a_bad_one_is_said_once() {
+    let (mut a, b) = pair(Site::new(1), Site::new(2));
+    let acme = Issuer::authority(name("acme"), &[1; 32]);
+    let certificate = |number: u8| {
+        let subject = Subject { site: name("factory"), groups: Vec::new(), public_key: [number; 32] };
+        let valid = Validity { not_before: 1, not_after: 2 };
+        acme.certificate(&subject, Serial([number; 16]), valid).unwrap()
+    };
+    let list = acme.revoke(None, Serial([9; 16]), 0, 1).unwrap();
+    let presents = |agent: &Agent, certificate: Vec<u8>| {
+        let presented = Presented { certificate: Some(certificate), revocations: vec![list.to_bytes()] };
+        agent.site.presented.send_replace(Arc::new(presented));
+    };
+    let is_shown = async |agent: &Agent, certificate: &Certificate| {
+        let mut shown = agent.site.shown.subscribe();
+        let seen = shown.wait_for(|shown| shown.as_ref() == Some(certificate));
+        drop(timeout(Duration::from_secs(60), seen).await.expect("in time").expect("a sender"));
+    };
+    presents(&a, certificate(1).to_bytes());
+    presents(&b, certificate(2).to_bytes());
+    is_shown(&b, &certificate(1)).await;
+    is_shown(&a, &certificate(2)).await;
+    let taken = a.hears(|notice| matches!(notice, Notice::RevocationsTaken { .. })).await;
+    assert_eq!(taken, Notice::RevocationsTaken { peer: PEER, tenant: name("acme"), version: 1 });
+
+    let mut altered = certificate(3).to_bytes();
+    altered[20] ^= 1;
+    presents(&b, altered);
+    let refused = a.hears(|notice| matches!(notice, Notice::CredentialRefused { .. })).await;
+    let Notice::CredentialRefused { peer: PEER, what: What::Certificate, .. } = refused else { panic!("{refused:?}") };
+    presents(&b, certificate(4).to_bytes());
+    is_shown(&a, &certificate(4)).await;
+    assert!(a.control.is_open(PEER), "the channel outlives it");
 }
 
 #[tokio::test(start_paused = true)]

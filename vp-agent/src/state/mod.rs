@@ -1,11 +1,12 @@
-//! What the agent keeps between runs, in its `state_dir`: leases, what vp-ctl changed, where peers were seen last.
+//! What the agent keeps between runs, in its `state_dir`: leases, what vp-ctl changed, where peers were seen last, what is
+//! certified and revoked.
 //! Written whole and renamed, or appended; never silently lost: what is damaged is refused with file and line.
 
 mod journal;
 mod runtime;
 
 pub use journal::{FileJournal, Syncer, kept_leases};
-pub use runtime::{Endpoints, Runtime};
+pub use runtime::{Endpoints, KeptIdentity, Runtime};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -1,4 +1,5 @@
-//! What vp-ctl mapped and exposed, as it asked for it, and where peers without a configured endpoint were seen last.
+//! What vp-ctl mapped and exposed, as it asked for it, where peers without a configured endpoint were seen last, and what
+//! peers presented of certified identity.
 
 use super::{StateDir, StateError, read_own, write_whole};
 use serde::de::DeserializeOwned;
@@ -11,6 +12,7 @@ use vp_proto::api::{ExposeRequest, MapRequest};
 const VERSION: u32 = 1;
 const RUNTIME: &str = "runtime.json";
 const ENDPOINTS: &str = "endpoints.json";
+const IDENTITY: &str = "identity.json";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +51,42 @@ impl Endpoints {
 
     pub fn save(&self, state: &StateDir) -> Result<(), StateError> {
         write_json(&state.file(ENDPOINTS), self)
+    }
+}
+
+/// Certificates and lists of revocations as they travel, in base64.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeptIdentity {
+    version: u32,
+    pub certificates: Vec<String>,
+    pub revocations: Vec<String>,
+}
+
+impl Default for KeptIdentity {
+    fn default() -> Self {
+        Self::new(Vec::new(), Vec::new())
+    }
+}
+
+impl KeptIdentity {
+    #[must_use]
+    pub fn new(certificates: Vec<String>, revocations: Vec<String>) -> Self {
+        Self { version: VERSION, certificates, revocations }
+    }
+
+    pub fn load(state: &StateDir) -> Result<Self, StateError> {
+        Ok(read_json(&state.file(IDENTITY))?.unwrap_or_default())
+    }
+
+    pub fn save(&self, state: &StateDir) -> Result<(), StateError> {
+        write_json(&state.file(IDENTITY), self)
+    }
+
+    /// One of its entries is not what was written.
+    #[must_use]
+    pub fn damaged(state: &StateDir, message: String) -> StateError {
+        StateError::Damaged { path: state.file(IDENTITY), line: 1, message }
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Expose {
     /// Such as tcp/443, udp/5000-5010 or icmp
     #[arg(long = "port", short, value_name = "PORT", required = true, value_delimiter = ',')]
     ports: Vec<String>,
-    /// Who may use it: site:NAME, client:NAME.SITE, group:NAME or any
+    /// Who may use it: site:NAME, client:NAME.SITE, group:NAME, tenant:NAME or any
     #[arg(long = "allow", short = 'A', value_name = "SELECTOR", required = true, value_delimiter = ',')]
     allow: Vec<String>,
     /// Whom the server sees: the gateway (masquerade), or an address of the pool for each caller (presence)

@@ -1,6 +1,8 @@
 //! The verbs: one file each, with its arguments, its question to the agent and what it shows.
 
 mod audit;
+mod authority;
+mod certificate;
 mod check;
 mod completions;
 mod doctor;
@@ -13,6 +15,7 @@ mod man;
 mod map;
 mod ping;
 mod reload;
+mod revocations;
 mod services;
 mod status;
 mod unexpose;
@@ -41,6 +44,9 @@ pub enum Verb {
     Doctor(doctor::Doctor),
     Gather(gather::Gather),
     Key(key::Key),
+    Authority(authority::Authority),
+    Certificate(certificate::Certificate),
+    Revocations(revocations::Revocations),
     Check(check::Check),
     Reload(reload::Reload),
     Completions(completions::Completions),
@@ -66,6 +72,9 @@ impl Verb {
             Self::Doctor(verb) => verb.run(client, screen),
             Self::Gather(verb) => verb.run(client, screen),
             Self::Key(verb) => verb.run(screen),
+            Self::Authority(verb) => verb.run(screen),
+            Self::Certificate(verb) => verb.run(screen),
+            Self::Revocations(verb) => verb.run(client, screen),
             Self::Check(verb) => verb.run(screen),
             Self::Reload(verb) => verb.run(client, screen),
             Self::Completions(verb) => verb.run(screen, whole()),

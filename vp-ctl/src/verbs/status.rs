@@ -23,6 +23,11 @@ impl Status {
             site(status, page);
             page.heading("Peers");
             page.table(&peers(&status.peers), "none: no other site is configured");
+            let certificates = certificates(status);
+            if !certificates.is_empty() {
+                page.heading("Certificates");
+                page.table(&certificates, "none");
+            }
             page.heading("Presences: services of other sites, here");
             page.table(&presences(&status.presences), "none: vp-ctl services shows what can be mapped");
             page.heading("Callers: hosts of other sites, here");
@@ -81,6 +86,27 @@ fn peers(peers: &[api::PeerStatus]) -> Table {
             text(bytes(peer.tx_bytes)).right(),
             judged(&peer.control),
             number(peer.offered_services),
+        ]);
+    }
+    table
+}
+
+/// Of this site and its peers, and of which groups peers are; nothing where nobody has any of it.
+fn certificates(status: &api::Status) -> Table {
+    let mut table = Table::new(&["SITE", "TENANT", "GROUPS", "SERIAL", "STATE", "ENDS", "IN"]);
+    let peers = status.peers.iter().map(|peer| (&peer.site, &peer.certificate));
+    for (site, certificate) in std::iter::once((&status.site, &status.certificate)).chain(peers) {
+        let Some(api::Certificate { tenant, groups, serial, not_after, seconds_left, state }) = certificate else {
+            continue;
+        };
+        table.row([
+            strong(site),
+            text(tenant),
+            list(groups),
+            text(serial),
+            judged(state),
+            text(not_after),
+            text(duration(*seconds_left)).right(),
         ]);
     }
     table

@@ -1,5 +1,6 @@
 //! The real `vp-ctl` against an agent of a few lines.
 
+mod authority;
 mod chain;
 mod ends;
 mod fake;

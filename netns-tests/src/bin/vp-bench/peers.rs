@@ -146,6 +146,7 @@ impl Machines {
     fn agents(&self) -> Result<Running> {
         let (key_a, key_b) = (Key::new()?, Key::new()?);
         let peer = |site: &str, key: &Key, address: Ipv4Addr| Peer {
+            certificate: None,
             site: site.to_owned(),
             public_key: key.public(),
             endpoint: Some(SocketAddr::from((address, 51820))),
