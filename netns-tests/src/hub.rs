@@ -7,6 +7,7 @@
 //! ```
 
 use crate::agent::{Agent, Config, Key, Peer};
+use crate::authority::{Authority, identity};
 use crate::world::{PORT, Station, expose, map};
 use crate::{Access, Host, Internet, Lab, Plan, Site, wait_for};
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,6 @@ pub struct HubWorld {
 }
 
 /// How both sites reach the hub.
-#[derive(Clone)]
 pub struct HubSetup {
     pub cloud: Access,
     pub factory: Access,
@@ -32,22 +32,24 @@ pub struct HubSetup {
     pub entry: String,
     /// UDP does not pass the factory's NAT from the start.
     pub is_blocked: bool,
+    /// Sites know nobody but the hub, and whom this authority certifies; the hub knows them by certificate.
+    pub authority: Option<Authority>,
 }
 
 impl HubWorld {
     /// The cloud exposes `web` to the factory, which maps it. Neither knows where the other is.
     pub fn new(lab: &Lab, plan: &Plan, cloud: Access, factory: Access) -> Result<Self> {
-        let setup = HubSetup { cloud, factory, entry: String::new(), is_blocked: false };
+        let setup = HubSetup { cloud, factory, entry: String::new(), is_blocked: false, authority: None };
         Self::build(lab, plan, &Internet::new(lab)?, &setup)
     }
 
     pub fn build(lab: &Lab, plan: &Plan, internet: &Internet, setup: &HubSetup) -> Result<Self> {
-        let HubSetup { cloud, factory, entry, is_blocked } = setup.clone();
+        let HubSetup { cloud, factory, entry, is_blocked, authority } = setup;
         let hub_site = Site::new(lab, "hub", &plan.cloud_lan, internet, Access::Direct)?;
         let keys = (Key::new()?, Key::new()?, Key::new()?);
         let at: SocketAddr = (hub_site.uplink.v4, PORT).into();
         let known = |site: &str, key: &Key| Peer { site: site.to_owned(), public_key: key.public(), ..Peer::default() };
-        let hub_config = Config {
+        let mut hub_config = Config {
             site: "hub".to_owned(),
             pool: plan.cloud_pool.clone(),
             listen: Some(([0; 4], PORT).into()),
@@ -55,8 +57,8 @@ impl HubWorld {
             rest: format!("hub:\n  tls: {{listen: \"0.0.0.0:{TLS_PORT}\"}}\n"),
         };
         let its_hub = Peer { endpoint: Some(at), rest: "hub: true".to_owned(), ..known("hub", &keys.0) };
-        let cloud_site = Site::new(lab, "cloud", &plan.cloud_lan, internet, cloud)?;
-        let factory_site = Site::new(lab, "factory", &plan.factory_lan, internet, factory)?;
+        let cloud_site = Site::new(lab, "cloud", &plan.cloud_lan, internet, *cloud)?;
+        let factory_site = Site::new(lab, "factory", &plan.factory_lan, internet, *factory)?;
         let (web, web_neighbour) = (cloud_site.host(lab, "web", 5)?, cloud_site.host(lab, "neighbour", 6)?);
         let (plc, plc_neighbour) = (factory_site.host(lab, "plc", 2)?, factory_site.host(lab, "neighbour", 6)?);
         let target = web.addresses.first().context("no address")?.to_string();
@@ -67,12 +69,22 @@ impl HubWorld {
             peers: vec![its_hub.clone(), other],
             rest,
         };
-        let exposes = expose("web", &format!("\"{target}\""), "tcp/80, icmp", "site:factory", "masquerade");
-        let cloud_config = config("cloud", &plan.cloud_pool, known("factory", &keys.2), exposes);
+        let allow = if authority.is_some() { "group:edge" } else { "site:factory" };
+        let exposes = expose("web", &format!("\"{target}\""), "tcp/80, icmp", allow, "masquerade");
+        let mut cloud_config = config("cloud", &plan.cloud_pool, known("factory", &keys.2), exposes);
         let mut factory_config = config("factory", &plan.factory_pool, known("cloud", &keys.1), map("web.cloud"));
         factory_config.peers[0].rest += &format!("\n{}", entry.replace("{hub}", &hub_site.uplink.v4.to_string()));
-        if let Some(access) = factory_site.access.as_ref().filter(|_| is_blocked) {
+        if let Some(access) = factory_site.access.as_ref().filter(|_| *is_blocked) {
             access.block_udp()?;
+        }
+        if let Some(authority) = authority {
+            for (config, key, number) in [(&mut cloud_config, &keys.1, 0), (&mut factory_config, &keys.2, 1)] {
+                let certificate = authority.issue_for(&config.site, &config.site, key, "--group edge")?;
+                config.peers.truncate(1);
+                config.rest += &identity(&[authority], &certificate);
+                hub_config.peers[number].certificate = Some(certificate);
+            }
+            hub_config.rest += &format!("trust:\n{}", authority.trusted());
         }
         let start = |site: Site, (host, neighbour): (Host, Host), config: Config, key: Key| {
             let agent = Agent::start(lab, &site.gateway, config, key)?;

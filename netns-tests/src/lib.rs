@@ -4,6 +4,7 @@
 //! Never touches the machine's own network, never needs more than root and a few Debian packages, and always cleans up.
 
 pub mod agent;
+pub mod authority;
 pub mod capture;
 pub mod craft;
 pub mod hostile;

@@ -8,6 +8,7 @@
 //! ```
 
 use anyhow::{Context, Result, ensure};
+use netns_tests::authority::Authority;
 use netns_tests::server::Content;
 use netns_tests::{
     Access, Capture, Families, Family, Filtering, HubSetup, HubWorld, Internet, Lab, Mapping, Plan, Process, TLS_PORT,
@@ -188,7 +189,7 @@ fn without_udp(lab: &Lab, tls: Tls) -> Result<()> {
             Some(Process::start_line(lab, &between, &format!("tinyproxy -d -c {}", file.display()))?)
         }
     };
-    let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: true };
+    let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: true, authority: None };
     let world = HubWorld::build(lab, &Plan::named("same", Families::V4)?, &internet, &setup)?;
     let _web = serve(&world)?;
     ensure!(path(&world.factory.agent, "hub")? == "tls" && path(&world.factory.agent, "cloud")? == "tls");
@@ -202,7 +203,7 @@ fn without_udp(lab: &Lab, tls: Tls) -> Result<()> {
 fn a_download_goes_on_over_tls_when_udp_is_blocked_and_back_when_it_opens() {
     story(|lab| {
         let entry = format!("tls: \"{{hub}}:{TLS_PORT}\"");
-        let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: false };
+        let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: false, authority: None };
         let world = HubWorld::build(lab, &Plan::named("same", Families::V4)?, &Internet::new(lab)?, &setup)?;
         let _web = serve(&world)?;
         world.wait_path("direct")?;
@@ -225,6 +226,42 @@ fn a_download_goes_on_over_tls_when_udp_is_blocked_and_back_when_it_opens() {
             world.factory.host.namespace.curl(presence, "/")?;
             Ok(path(&world.factory.agent, "cloud")? == "direct" && path(&world.factory.agent, "hub")? == "direct")
         })
+    });
+}
+
+#[test]
+fn sites_that_know_only_a_hub_and_an_authority_find_each_other_until_one_is_revoked() {
+    story(|lab| {
+        let (entry, authority) = (String::new(), Some(Authority::new(lab, "acme", "acme")?));
+        let setup = HubSetup { cloud: HOME, factory: HOME, entry, is_blocked: false, authority };
+        let mut world = HubWorld::build(lab, &Plan::named("same", Families::V4)?, &Internet::new(lab)?, &setup)?;
+        let _web = serve(&world)?;
+        let presence = world.factory.agent.presence("web.cloud")?;
+        let page = world.factory.host.namespace.curl(presence, "/")?;
+        ensure!(page.starts_with("web of cloud\n"), "{page}");
+        world.wait_path("direct")?;
+
+        // Away from the hub, and after a restart, all is as it was.
+        world.hub.kill()?;
+        world.factory.agent.kill()?;
+        world.factory.agent.start_again(lab)?;
+        ensure!(world.factory.agent.presence("web.cloud")? == presence);
+        wait_until("the page without the hub", || {
+            Ok(world.factory.host.namespace.curl(presence, "/")?.starts_with("web of cloud\n"))
+        })?;
+        world.hub.start_again(lab)?;
+
+        let authority = setup.authority.as_ref().context("no authority")?;
+        let list = authority.revoke(&lab.directory().join("factory.certificate"))?;
+        world.hub.ctl(&format!("revocations add {}", list.display()))?;
+        for agent in [&world.hub, &world.cloud.agent] {
+            wait_until("the tunnels of the factory to end", || {
+                let status = agent.status()?;
+                let peers = status["peers"].as_array().context("no peers")?;
+                Ok(!peers.iter().any(|peer| peer["site"] == "factory" && peer["state"] == "up"))
+            })?;
+        }
+        Ok(())
     });
 }
 

@@ -7,7 +7,8 @@
 //! ```
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::agent::{Agent, Peer, binary};
+use netns_tests::agent::{Agent, Peer};
+use netns_tests::authority::{Authority, identity};
 use netns_tests::server::Content;
 use netns_tests::{Families, Family, Lab, Plan, Setup, Station, TcpServer, World, story, wait_until, wait_within};
 use serde_json::Value;
@@ -15,68 +16,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// From the news, or the end of a certificate, to the end of the tunnel and its flows.
 const END: Duration = Duration::from_secs(2);
 /// More than the buffers of both hosts hold.
 const DOWNLOAD_BYTES: usize = 32 << 20;
-
-/// The offline machine of a tenant.
-struct Authority {
-    directory: PathBuf,
-    file: PathBuf,
-    tenant: String,
-    public_key: String,
-}
-
-impl Authority {
-    fn new(lab: &Lab, tenant: &str, name: &str) -> Result<Self> {
-        let directory = lab.directory().to_owned();
-        let file = directory.join(format!("{name}.authority"));
-        let made = ctl(&format!("-o json authority new {tenant} --out {}", file.display()))?;
-        let made: Value = serde_json::from_str(&made)?;
-        let public_key = made["public_key"].as_str().context("no key")?.to_owned();
-        Ok(Self { directory, file, tenant: tenant.to_owned(), public_key })
-    }
-
-    /// A certificate of the agent's site, in a file of this name.
-    fn issue(&self, name: &str, agent: &Agent, more: &str) -> Result<PathBuf> {
-        let out = self.directory.join(format!("{name}.certificate"));
-        let (authority, site, key) = (self.file.display(), &agent.config.site, agent.key.public());
-        let file = out.display();
-        ctl(&format!("authority issue --authority {authority} --site {site} --public-key {key} --out {file} {more}"))?;
-        Ok(out)
-    }
-
-    /// The list with this certificate on it too.
-    fn revoke(&self, certificate: &Path) -> Result<PathBuf> {
-        let list = self.directory.join(format!("{}.revocations", self.tenant));
-        let (authority, certificate, file) = (self.file.display(), certificate.display(), list.display());
-        ctl(&format!("authority revoke --authority {authority} --certificate {certificate} --list {file}"))?;
-        Ok(list)
-    }
-
-    fn trusted(&self) -> String {
-        format!("  - {{tenant: {}, authority: {}}}\n", self.tenant, self.public_key)
-    }
-}
-
-/// `vp-ctl` on a machine without an agent.
-fn ctl(arguments: &str) -> Result<String> {
-    let Output { status, stdout, stderr } =
-        Command::new(binary("vp-ctl")?).args(arguments.split_whitespace()).output()?;
-    let [out, error] = [stdout, stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    ensure!(status.success(), "vp-ctl {arguments}: {status} {error}{out}");
-    Ok(out)
-}
-
-/// Trust and this site's own certificate, as `agent.yaml` says them.
-fn identity(trusted: &[&Authority], own: &Path) -> String {
-    let trusted: String = trusted.iter().map(|authority| authority.trusted()).collect();
-    format!("trust:\n{trusted}certificate: {}\n", own.display())
-}
 
 fn by_certificate(peer: &mut Peer, certificate: &Path) {
     peer.certificate = Some(certificate.to_owned());

@@ -60,6 +60,8 @@ pub struct Introduction {
     pub public_key: [u8; 32],
     pub binding: Binding,
     pub addresses: Vec<SocketAddr>,
+    /// What it shows for itself, which is for others to judge; empty if it has none.
+    pub certificate: Vec<u8>,
 }
 
 /// What was passed on for others.
@@ -169,7 +171,7 @@ impl Node {
         let introduction = |hub::Introduced { peer, binding, addresses }| {
             let settings = &self.peer(peer)?.settings;
             let (site, public_key) = (settings.identity.site.clone(), settings.public_key);
-            Some(Introduction { site, public_key, binding, addresses })
+            Some(Introduction { site, public_key, binding, addresses, certificate: Vec::new() })
         };
         Introductions { seen, sites: introduced.into_iter().filter_map(introduction).collect() }
     }

@@ -3,7 +3,7 @@
 use crate::clock::unix_seconds;
 use crate::control::{Link, Target};
 use crate::dataplane::Handle;
-use crate::identity::{Identities, Presented};
+use crate::identity::{Claim, Identities, Presented};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -11,7 +11,7 @@ use vp::addr::PeerId;
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::identity::{List, Refusal};
-use vp::node::{Allowed, Introductions, OfferError, Reason};
+use vp::node::{Allowed, Introduction, Introductions, OfferError, Reason};
 
 /// One for all peers.
 #[derive(Clone)]
@@ -60,6 +60,14 @@ impl Link for AgentLink {
     }
 
     async fn introduce(&self, hub: PeerId, introductions: Introductions) {
+        let named = self.handle.call(move |node, _, _| node.peer_site(hub).cloned()).await;
+        if let Ok(Some(name)) = named {
+            let shown = introductions.sites.iter().filter(|site| !site.certificate.is_empty());
+            let claims: Vec<Claim> = shown.map(claim).collect();
+            for (site, refusal) in self.identities.introduce(&name, &claims, unix_seconds()) {
+                tracing::warn!("hub {name}: the certificate of {site} was refused: {refusal}");
+            }
+        }
         let introduce = self.handle.call(move |node, _, now| node.introduce(hub, introductions.sites, now));
         introduce.await.ok();
     }
@@ -69,7 +77,12 @@ impl Link for AgentLink {
     }
 
     async fn introductions(&self, peer: PeerId) -> Introductions {
-        self.handle.call(move |node, _, _| node.introductions(peer)).await.unwrap_or_default()
+        let told = self.handle.call(move |node, _, _| node.introductions(peer)).await;
+        let mut told = told.unwrap_or_default();
+        for site in &mut told.sites {
+            site.certificate = self.identities.certificate_of(&site.site).unwrap_or_default();
+        }
+        told
     }
 
     async fn explain(&self, peer: PeerId, target: Target, caller: Option<u16>) -> Result<Allowed, Reason> {
@@ -102,6 +115,10 @@ impl Link for AgentLink {
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {
         self.identities.take_revocations(&bytes, unix_seconds())
     }
+}
+
+fn claim(of: &Introduction) -> Claim {
+    Claim { site: of.site.clone(), public_key: of.public_key, certificate: of.certificate.clone() }
 }
 
 /// The host's own address that its routes would send from. Nothing is sent.

@@ -38,6 +38,11 @@ pub(super) async fn settle(agent: Arc<Agent>) {
     loop {
         agent.reviewed.notified().await;
         agent.settle().await;
+        // At once: whom a hub introduced is to be known after a crash, when perhaps no hub is there.
+        let keeping = agent.clone();
+        if let Ok(Err(error)) = spawn_blocking(move || keeping.keep_identity()).await {
+            tracing::warn!("{error}");
+        }
     }
 }
 

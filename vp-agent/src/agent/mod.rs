@@ -25,12 +25,12 @@ use crate::identity::{Identities, Kept};
 use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
-use crate::state::{Endpoints, FileJournal, Runtime, StateDir};
+use crate::state::{Endpoints, FileJournal, Port, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
 use carriers::Carriers;
 use settings::{effective, keep_fixed};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -140,11 +140,7 @@ impl Agent {
         if offload != TunOffload::TcpAndUdp {
             tracing::warn!("interface {interface}: offload {}, which costs speed", offload.word());
         }
-        let udps =
-            Udp::bind_group(config.listen, workers, vp::tunnel::PEER_BYTE).with_context(|| match config.listen {
-                Some(listen) => format!("cannot listen on {listen}"),
-                None => "cannot open a UDP socket".to_owned(),
-            })?;
+        let udps = bind(config.listen, workers, &state)?;
         let udp = &udps[0];
         udp.refusals().iter().for_each(|refusal| tracing::warn!("{refusal}"));
         let (listen, buffer_bytes) = (udp.local_address()?, udp.buffer_bytes()?);
@@ -312,6 +308,24 @@ impl Agent {
     fn learnt(&self) -> MutexGuard<'_, Learnt> {
         self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where the file says; if it does not, where the last run was, for what other gateways and NATs know of this one, or anywhere.
+fn bind(listen: Option<SocketAddr>, workers: usize, state: &StateDir) -> Result<Vec<Udp>> {
+    let group = |listen| Udp::bind_group(listen, workers, vp::tunnel::PEER_BYTE);
+    if let Some(listen) = listen {
+        return group(Some(listen)).with_context(|| format!("cannot listen on {listen}"));
+    }
+    let last = Port::load(state)?;
+    let any: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
+    let again = last.0.into_iter().flat_map(|port| any.map(|any| SocketAddr::new(any, port)));
+    let bound = again.map(|listen| group(Some(listen))).find_map(std::io::Result::ok);
+    let udps = bound.map_or_else(|| group(None), Ok).context("cannot open a UDP socket")?;
+    let port = Port(Some(udps[0].local_address()?.port()));
+    if port != last {
+        port.save(state)?;
+    }
+    Ok(udps)
 }
 
 /// With the place of what the node found wrong, where the file says it.

@@ -26,7 +26,8 @@ pub struct Credentials {
 /// A peer by certificate.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
-    pub file: PathBuf,
+    /// None: a hub introduced it.
+    pub file: Option<PathBuf>,
     pub certificate: Certificate,
     /// How to reach it. Its identity is what the certificate says as long as it holds, and in here its site's name alone.
     pub settings: PeerSettings,

@@ -95,7 +95,7 @@ impl Reader<'_> {
             if let Some((file, certificate)) = certificate {
                 let identity = Identity { site: name, tenant: None, groups: Vec::new() };
                 let settings = PeerSettings { identity, ..settings.clone() };
-                peers.members.push(Member { file, certificate, settings });
+                peers.members.push(Member { file: Some(file), certificate, settings });
             }
             peers.settings.push(settings);
         }

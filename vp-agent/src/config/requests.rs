@@ -200,7 +200,8 @@ pub fn mapping_warnings(mapping: &Mapping, settings: &Settings) -> Vec<String> {
         ServicePattern::One(service) => &service.site,
         ServicePattern::AllOf(site) => site,
     };
-    if settings.peers.iter().any(|peer| peer.identity.site == *site) {
+    // A hub may introduce it.
+    if settings.peers.iter().any(|peer| peer.identity.site == *site || peer.hub) {
         return Vec::new();
     }
     vec![format!("mapping {}: there is no peer {site}, so it gives nothing", mapping.service)]

@@ -15,8 +15,8 @@ const ADMITS_MAX: usize = 4096;
 const ADDRESSES_MAX: usize = 8;
 /// The largest message of a site, with names of 63 characters.
 pub const ATTENDANCE_BYTES_MAX: usize = 1 << 20;
-/// The largest message of a hub.
-pub const INTRODUCTIONS_BYTES_MAX: usize = 2 << 20;
+/// The largest message of a hub: of each site some hundred bytes, and a certificate of a few hundred, rarely of 4 KB.
+pub const INTRODUCTIONS_BYTES_MAX: usize = 8 << 20;
 
 /// What is wrong with a message: one line, safe to print.
 #[derive(PartialEq, Eq, Debug, thiserror::Error)]
@@ -56,6 +56,7 @@ pub fn write_introductions(introductions: Introductions, version: u32) -> proto:
         public_key: site.public_key.to_vec(),
         binding: site.binding.number(),
         addresses: site.addresses.iter().map(SocketAddr::to_string).collect(),
+        certificate: site.certificate,
     };
     proto::Introductions {
         version,
@@ -80,7 +81,7 @@ fn read_introduction(message: &proto::Introduction) -> Result<Introduction, Refu
     let public_key = message.public_key.as_slice().try_into().map_err(|_| of_site("expected a key of 32 bytes"))?;
     let binding = Binding::new(message.binding).ok_or_else(|| of_site("expected a binding of 1 to 16777215"))?;
     let addresses = read_addresses(&message.addresses)?;
-    Ok(Introduction { site, public_key, binding, addresses })
+    Ok(Introduction { site, public_key, binding, addresses, certificate: message.certificate.clone() })
 }
 
 fn read_addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Refusal> {
@@ -119,6 +120,7 @@ mod tests {
             public_key: [7; 32],
             binding: Binding::new(0x123456).expect("binding"),
             addresses: vec!["192.0.2.1:51820".parse().expect("address"), "[2001:db8::1]:1".parse().expect("address")],
+            certificate: vec![1, 2, 3],
         };
         Introductions { seen: Some("192.0.2.9:9".parse().expect("address")), sites: vec![site] }
     }

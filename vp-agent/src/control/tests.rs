@@ -589,7 +589,8 @@ fn attendance(wants: &str) -> Attendance {
 
 fn introductions(site: &str) -> Introductions {
     let binding = vp::addr::Binding::new(7).unwrap();
-    let site = Introduction { site: name(site), public_key: [7; 32], binding, addresses: Vec::new() };
+    let site =
+        Introduction { site: name(site), public_key: [7; 32], binding, addresses: Vec::new(), certificate: Vec::new() };
     Introductions { seen: Some("192.0.2.1:1".parse().unwrap()), sites: vec![site] }
 }
 

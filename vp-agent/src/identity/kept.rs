@@ -1,15 +1,19 @@
-//! What is kept of certified identity between runs: the certificates that peers presented, and lists of revocations.
+//! What is kept of certified identity between runs: the certificates that peers presented, lists of revocations, and whom hubs
+//! introduced.
 
 use super::Identities;
+use super::introduced::Introduced;
 use crate::state::{KeptIdentity, StateDir, StateError};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use vp::addr::Name;
 use vp::identity::{Certificate, Refusal, Revocations};
 
 #[derive(Default, Debug)]
 pub struct Kept {
     pub certificates: Vec<Certificate>,
     pub revocations: Revocations,
+    pub(super) introduced: Introduced,
 }
 
 impl Kept {
@@ -25,6 +29,15 @@ impl Kept {
             let restored = bytes(text).and_then(|bytes| loaded.revocations.restore(&bytes));
             restored.map_err(|refusal| KeptIdentity::damaged(state, refusal.to_string()))?;
         }
+        for (hub, texts) in &kept.introduced {
+            let hub = Name::new(hub).map_err(|error| KeptIdentity::damaged(state, error.to_string()))?;
+            let of_hub = loaded.introduced.entry(hub).or_default();
+            for text in texts {
+                let certificate = bytes(text).and_then(|bytes| Certificate::read(&bytes));
+                let certificate = certificate.map_err(|refusal| KeptIdentity::damaged(state, refusal.to_string()))?;
+                of_hub.insert(certificate.site().clone(), certificate.into());
+            }
+        }
         Ok(loaded)
     }
 }
@@ -39,7 +52,10 @@ impl Identities {
             }
             let certificates = state.learnt.values().map(|certificate| text(&certificate.to_bytes()));
             let revocations = state.revocations.all().map(|list| text(&list.to_bytes()));
-            KeptIdentity::new(certificates.collect(), revocations.collect())
+            let introduced = state.introduced.iter().map(|(hub, sites)| {
+                (hub.to_string(), sites.values().map(|known| text(&known.certificate.to_bytes())).collect())
+            });
+            KeptIdentity::new(certificates.collect(), revocations.collect(), introduced.collect())
         };
         kept.save(state_dir).inspect_err(|_| self.state().unsaved = true)
     }

@@ -3,15 +3,18 @@
 //!
 //! Of several certificates of one site and key the one issued last decides alone: one before it never comes back.
 
+mod introduced;
 mod kept;
 mod show;
 #[cfg(test)]
 mod tests;
 
+pub use introduced::Claim;
 pub use kept::Kept;
 
 use crate::config::credentials::read_certificate;
 use crate::config::{Credentials, Member};
+use introduced::Introduced;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -62,6 +65,10 @@ struct State {
     revocations: Revocations,
     own_file: PathBuf,
     own: Option<Certificate>,
+    /// By certificate, in the file.
+    written: BTreeMap<Name, Member>,
+    introduced: Introduced,
+    /// Both.
     members: BTreeMap<Name, Member>,
     /// Of peers by key.
     keys: BTreeMap<Name, PublicKey>,
@@ -84,13 +91,15 @@ pub struct Before(State);
 
 impl Identities {
     pub fn new(site: Name, key: PublicKey, credentials: &Credentials, by_key: &[PeerSettings], kept: Kept) -> Self {
-        let Kept { certificates, revocations } = kept;
+        let Kept { certificates, revocations, introduced } = kept;
         let learnt = certificates.into_iter().map(|certificate| (certificate.site().clone(), certificate));
         let state = State {
             trust: Trust::default(),
             revocations,
             own_file: PathBuf::new(),
             own: None,
+            written: BTreeMap::new(),
+            introduced,
             members: BTreeMap::new(),
             keys: BTreeMap::new(),
             learnt: learnt.collect(),
@@ -114,8 +123,13 @@ impl Identities {
         state.own_file.clone_from(&credentials.own_file);
         state.own.clone_from(&credentials.own);
         let members = credentials.members.iter().cloned();
-        state.members = members.map(|member| (member.certificate.site().clone(), member)).collect();
+        state.written = members.map(|member| (member.certificate.site().clone(), member)).collect();
         state.keys = by_key.iter().map(|peer| (peer.identity.site.clone(), peer.public_key)).collect();
+        // Whoever is no hub any more introduces nobody.
+        state.introduced.retain(|hub, _| {
+            by_key.iter().chain(members_settings(credentials)).any(|peer| peer.hub && peer.identity.site == *hub)
+        });
+        state.assemble(&self.site, &self.key);
         if let Some(list) = &credentials.revocations {
             // Its signatures were checked; without room for it, what is known stays.
             state.unsaved |= state.revocations.restore(&list.to_bytes()).is_ok();
@@ -144,8 +158,10 @@ impl Identities {
         state.trust = before.trust;
         state.own_file = before.own_file;
         state.own = before.own;
-        state.members = before.members;
+        state.written = before.written;
         state.keys = before.keys;
+        state.introduced = before.introduced;
+        state.assemble(&self.site, &self.key);
         for (site, certificate) in before.learnt {
             let is_later = |known: &Certificate| known.is_newer_than(&certificate);
             if !state.learnt.get(&site).is_some_and(is_later) {
@@ -188,6 +204,7 @@ impl Identities {
     pub fn review(&self, now: u64) -> Option<Review> {
         let mut state = self.state();
         state.try_waiting(now);
+        state.forget_missed(&self.site, &self.key, now);
         let mut standings = BTreeMap::new();
         let mut news = Vec::new();
         for (peer, certificate) in state.certificates() {
@@ -276,11 +293,12 @@ impl Identities {
             self.state().own = Some(own);
         }
         for Member { file, certificate: known, .. } in ended {
-            let Ok(found) = read_certificate(&file) else { continue };
+            let Some(Ok(found)) = file.as_deref().map(read_certificate) else { continue };
             let mut state = self.state();
-            let member = state.members.get_mut(known.site()).filter(|member| member.certificate == known);
+            let member = state.written.get_mut(known.site()).filter(|member| member.certificate == known);
             if let Some(member) = member.filter(|_| subject(&found) == subject(&known)) {
                 member.certificate = found;
+                state.assemble(&self.site, &self.key);
             }
         }
         self.changed.notify_one();
@@ -369,6 +387,10 @@ impl State {
             }
         }
     }
+}
+
+fn members_settings(credentials: &Credentials) -> impl Iterator<Item = &PeerSettings> {
+    credentials.members.iter().map(|member| &member.settings)
 }
 
 /// Whom a certificate speaks of.

@@ -46,7 +46,7 @@ fn credentials(authorities: &[&Issuer], factory: &Certificate) -> Credentials {
         trust.add(authority.tenant().clone(), authority.public_key()).expect("a key");
     }
     let settings = settings("factory", FACTORY);
-    let members = vec![Member { file: PathBuf::new(), certificate: factory.clone(), settings }];
+    let members = vec![Member { file: None, certificate: factory.clone(), settings }];
     Credentials { trust, own_file: PathBuf::new(), own: None, revocations: None, members }
 }
 
@@ -221,4 +221,60 @@ fn certificates_that_end_soon_are_found() {
     assert_eq!(found(NOW + 91), [(soon.clone(), "warning".to_owned())]);
     assert_eq!(found(NOW + 101), [(ended.clone(), "warning".to_owned()), (soon, "warning".to_owned())]);
     assert_eq!(found(NOW + 105)[1], (ended, "error".to_owned()));
+}
+
+fn claim(certificate: &Certificate) -> Claim {
+    let (site, public_key) = (certificate.site().clone(), *certificate.public_key());
+    Claim { site, public_key, certificate: certificate.to_bytes() }
+}
+
+fn shop() -> (String, Option<String>) {
+    ("shop".to_owned(), Some("acme".to_owned()))
+}
+
+const SHOP: PublicKey = [9; 32];
+
+#[test]
+fn whom_a_hub_introduces_is_a_peer_by_certificate_as_long_as_it_does() {
+    let (acme, evil) = (authority("acme", 1), authority("acme", 7));
+    let cloud = cloud(&credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0)), Kept::default());
+    let hub = name("hub");
+    let shown = claim(&issue(&acme, "shop", SHOP, 0));
+    assert_eq!(cloud.introduce(&hub, std::slice::from_ref(&shown), NOW), []);
+    assert_eq!(peers(&cloud, NOW), [depot(None), factory(), shop()]);
+    let ended = cloud.review(NOW + 100).expect("news").ended;
+    assert!(ended.contains(&SHOP), "its certificate has ended: {ended:?}");
+
+    let forged = Claim { public_key: [8; 32], ..shown.clone() };
+    let foreign = claim(&issue(&evil, "shop", SHOP, 0));
+    assert_eq!(cloud.introduce(&hub, &[forged], NOW), [(name("shop"), Refusal::WrongKey)]);
+    assert_eq!(cloud.introduce(&hub, &[foreign], NOW), [(name("shop"), Refusal::UnknownAuthority)]);
+    assert_eq!(peers(&cloud, NOW), [depot(None), factory()]);
+}
+
+#[test]
+fn a_hub_that_was_restarted_and_knows_nobody_yet_ends_nothing() {
+    let acme = authority("acme", 1);
+    let cloud = cloud(&credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0)), Kept::default());
+    let subject = Subject { site: name("shop"), groups: Vec::new(), public_key: SHOP };
+    let valid = Validity { not_before: NOW, not_after: NOW + 10_000 };
+    let shown = claim(&acme.certificate(&subject, Serial([5; 16]), valid).expect("issued"));
+    cloud.introduce(&name("hub"), std::slice::from_ref(&shown), NOW);
+    cloud.introduce(&name("hub"), &[], NOW + 10);
+    assert!(peers(&cloud, NOW + 50).contains(&shop()));
+    cloud.introduce(&name("hub"), &[shown], NOW + 60);
+    assert!(peers(&cloud, NOW + 5000).contains(&shop()));
+    cloud.introduce(&name("hub"), &[], NOW + 5000);
+    assert!(peers(&cloud, NOW + 5599).contains(&shop()));
+    assert!(!peers(&cloud, NOW + 5601).contains(&shop()));
+}
+
+#[test]
+fn a_hub_changes_nothing_of_peers_that_the_file_names() {
+    let acme = authority("acme", 1);
+    let cloud = cloud(&credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0)), Kept::default());
+    let others = [("depot", [8; 32]), ("factory", [8; 32]), ("thief", DEPOT), ("cloud", [8; 32]), ("mirror", CLOUD)];
+    let claims: Vec<Claim> = others.iter().map(|(site, key)| claim(&issue(&acme, site, *key, 0))).collect();
+    assert_eq!(cloud.introduce(&name("hub"), &claims, NOW), []);
+    assert_eq!(peers(&cloud, NOW), [depot(None), factory()]);
 }

@@ -12,6 +12,7 @@ use vp_proto::api::{ExposeRequest, MapRequest};
 const VERSION: u32 = 1;
 const RUNTIME: &str = "runtime.json";
 const ENDPOINTS: &str = "endpoints.json";
+const PORT: &str = "port.json";
 const IDENTITY: &str = "identity.json";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,21 @@ impl Endpoints {
     }
 }
 
+/// The UDP port of a gateway that is told none: NATs know it by that, and let in what is for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Port(pub Option<u16>);
+
+impl Port {
+    pub fn load(state: &StateDir) -> Result<Self, StateError> {
+        Ok(read_json(&state.file(PORT))?.unwrap_or_default())
+    }
+
+    pub fn save(&self, state: &StateDir) -> Result<(), StateError> {
+        write_json(&state.file(PORT), self)
+    }
+}
+
 /// Certificates and lists of revocations as they travel, in base64.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,18 +77,21 @@ pub struct KeptIdentity {
     version: u32,
     pub certificates: Vec<String>,
     pub revocations: Vec<String>,
+    /// By hub.
+    #[serde(default)]
+    pub introduced: BTreeMap<String, Vec<String>>,
 }
 
 impl Default for KeptIdentity {
     fn default() -> Self {
-        Self::new(Vec::new(), Vec::new())
+        Self::new(Vec::new(), Vec::new(), BTreeMap::new())
     }
 }
 
 impl KeptIdentity {
     #[must_use]
-    pub fn new(certificates: Vec<String>, revocations: Vec<String>) -> Self {
-        Self { version: VERSION, certificates, revocations }
+    pub fn new(certificates: Vec<String>, revocations: Vec<String>, introduced: BTreeMap<String, Vec<String>>) -> Self {
+        Self { version: VERSION, certificates, revocations, introduced }
     }
 
     pub fn load(state: &StateDir) -> Result<Self, StateError> {
