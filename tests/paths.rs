@@ -359,6 +359,29 @@ fn a_datagram_that_a_stranger_replays_moves_nobody() {
     assert_eq!(world.path(1), path);
 }
 
+#[test]
+fn a_peer_that_forges_where_it_is_has_others_asked_no_more_often_than_it_sends() {
+    let mut world = World::new([OPEN, OPEN]);
+    world.talk(Duration::from_secs(6));
+    world.pass(Duration::from_secs(30));
+    let to = path_to(&world, 1);
+    let mut asked = 0;
+    for victim in 0..100_u8 {
+        world.send(0, 1);
+        let Site { transmits, .. } = &mut world.sites[0];
+        let forged: Vec<u8> = transmits.batches().flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        transmits.clear();
+        let from = SocketAddr::from((Ipv4Addr::new(192, 0, 2, victim), 7));
+        world.arrive(Flying { arrives: world.now, from, to, datagram: forged });
+        for _ in 0..200 {
+            world.pass(TICK);
+            asked +=
+                world.flying.iter().filter(|flying| flying.arrives == world.now + DELAY && flying.to == from).count();
+        }
+    }
+    assert!(asked <= 100, "{asked}");
+}
+
 /// Where the other end sends what is for this site.
 fn path_to(world: &World, site: usize) -> SocketAddr {
     world.path(1 - site).address

@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// What may come at once, of a second's worth.
+/// What may come at once: a quarter of a second's worth, and a message of the kernel's making in any case.
 const BURST: u64 = 4;
+const BURST_BITS_MIN: u64 = 65_536 * 8;
 
 /// What a hub passes on a second, in bits; none: whatever it can.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -141,7 +142,7 @@ impl Node {
     /// Whether so much of this site's may be passed on now.
     fn relays(&mut self, from: PeerId, bits: u64, now: Instant) -> bool {
         let RelayRates { site, tenant } = self.settings.hub.unwrap_or_default();
-        let full = |rate: u64| Bucket::new(rate, rate / BURST, now);
+        let full = |rate: u64| Bucket::new(rate, (rate / BURST).max(BURST_BITS_MIN), now);
         let buckets = &mut self.relay_buckets;
         let of_site = site.map(|rate| buckets.sites.entry(from).or_insert_with(|| full(rate)));
         if of_site.is_some_and(|bucket| !bucket.take(bits, now)) {

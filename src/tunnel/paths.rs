@@ -49,7 +49,11 @@ struct Way {
     path: Path,
     /// By a hub, not by the peer's use of it.
     told: bool,
+    /// No session was asked for along it yet.
     is_new: bool,
+    /// The peer used this way, which has not answered yet: each packet is worth one question and no more, since whoever forges
+    /// where packets come from would have others asked.
+    owed: bool,
     /// The latest questions: where answers take long, they cross.
     asked: [Option<(u64, Instant)>; QUESTIONS],
     /// The first question that was not answered since the last answer.
@@ -68,7 +72,16 @@ pub struct PathReport {
 
 impl Way {
     fn new(path: Path, told: bool) -> Self {
-        Self { path, told, is_new: told, asked: [None; QUESTIONS], silent: None, answered: None, round_trip: None }
+        Self {
+            path,
+            told,
+            is_new: told,
+            owed: !told,
+            asked: [None; QUESTIONS],
+            silent: None,
+            answered: None,
+            round_trip: None,
+        }
     }
 
     fn ask(&mut self, id: u64, now: Instant) {
@@ -170,18 +183,14 @@ impl Paths {
 
     /// An authentic packet came this way; the way to use from now on. `is_data`: the peer chose this way for it.
     pub fn heard(&mut self, from: Path, is_data: bool, current: Option<Path>, now: Instant) -> Option<Path> {
-        if !self.ways.iter().any(|way| way.path == from) {
-            self.learn(from, now);
-        }
+        self.used_by_peer(from, now);
         let works = self.way(current).is_some_and(|way| !way.has_failed(now));
         if is_data && !works { Some(from) } else { current }
     }
 
     /// A session came up this way, when perhaps no other works; the way to use from now on.
     pub fn came_up(&mut self, from: Path, current: Option<Path>, now: Instant) -> Option<Path> {
-        if !self.ways.iter().any(|way| way.path == from) {
-            self.learn(from, now);
-        }
+        self.used_by_peer(from, now);
         if self.is_active(now) {
             self.try_all(now);
         }
@@ -220,7 +229,8 @@ impl Paths {
     pub fn due(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
         let used = self.way(current);
         let fails = used.and_then(Way::fails_at).filter(|at| *at > now);
-        [self.next_round(current, now), self.next_of_used(current, now), fails].into_iter().flatten().min()
+        let owed = self.ways.iter().any(|way| way.owed).then_some(now);
+        [self.next_round(current, now), self.next_of_used(current, now), fails, owed].into_iter().flatten().min()
     }
 
     /// Questions that are due, each with the way that it is to go. `id` makes their numbers.
@@ -234,9 +244,12 @@ impl Paths {
             self.round = Some(now);
         }
         let mut questions = Vec::new();
-        for way in self.ways.iter_mut().filter(|way| all || used && Some(way.path) == current) {
+        let is_known = |way: &Way| way.told || way.answered.is_some();
+        let is_due = |way: &&mut Way| all && is_known(way) || way.owed || used && Some(way.path) == current;
+        for way in self.ways.iter_mut().filter(is_due) {
             let id = id();
             way.ask(id, now);
+            way.owed = false;
             questions.push((way.path, Probe { kind: Kind::Question, id }));
         }
         questions
@@ -261,15 +274,18 @@ impl Paths {
         self.ways.iter().map(report).collect()
     }
 
-    /// The peer uses a way that nobody told of: a NAT gave it another address for this gateway.
-    fn learn(&mut self, path: Path, now: Instant) {
+    /// It may be a way that nobody told of: a NAT gave the peer another address for this gateway.
+    fn used_by_peer(&mut self, path: Path, now: Instant) {
+        if let Some(way) = self.ways.iter_mut().find(|way| way.path == path) {
+            way.owed = !way.told && way.answered.is_none();
+            return;
+        }
         if self.ways.len() >= PATHS_MAX {
             let useless = self.ways.iter().position(|way| !way.told && !way.answers(now));
             let Some(useless) = useless else { return };
             self.ways.remove(useless);
         }
         self.ways.push(Way::new(path, false));
-        self.try_all(now);
     }
 
     fn next_round(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
