@@ -77,9 +77,13 @@ pub struct PeerStatus {
     /// `up`, `connecting` or `waiting` (for a peer without an endpoint to call); for a peer by certificate that is not there,
     /// why it does not hold, such as `expired` or `revoked`.
     pub state: String,
-    /// `direct` or `none`.
+    /// `direct`, `relayed`, `tls` (to a hub, or through it) or `none`.
     pub path: String,
+    /// Where its datagrams go: the peer's address, a relay's, or what stands for it on this host.
     pub endpoint: Option<String>,
+    /// All ways to a peer that a hub introduced, or to a hub that is reached over TLS too.
+    #[serde(default)]
+    pub paths: Vec<PathStatus>,
     pub handshake_age_seconds: Option<u64>,
     pub rtt_ms: Option<f64>,
     pub rx_bytes: u64,
@@ -100,6 +104,16 @@ pub struct PeerStatus {
     pub groups: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathStatus {
+    /// `direct`, `relayed` or `tls`.
+    pub path: String,
+    pub endpoint: String,
+    /// Whether it did when it was last asked, not long ago.
+    pub answers: bool,
+    pub rtt_ms: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,10 +2,11 @@
 //! names in DNS, control channel, health) it fills in itself.
 
 use super::{FlowRecord, Node, Opener, flow_id};
-use crate::addr::{Family, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
+use crate::addr::{Family, Holder, LeaseError, Name, Path, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{Presence, Source, Target};
 use crate::flow::Flow;
 use crate::packet::FiveTuple;
+use crate::tunnel::PathReport;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -31,13 +32,8 @@ impl Node {
         Some(api::PeerStatus {
             site: settings.identity.site.to_string(),
             state: state.to_owned(),
-            path: match tunnel.path.filter(|_| up) {
-                None => "none",
-                Some(path) if path.is_carried() => "tls",
-                Some(path) if path.is_relayed() => "relayed",
-                Some(_) => "direct",
-            }
-            .to_owned(),
+            path: tunnel.path.filter(|_| up).map_or("none", kind).to_owned(),
+            paths: tunnel.paths.into_iter().map(path_status).collect(),
             endpoint: tunnel.path.map(|path| path.address.to_string()),
             handshake_age_seconds: tunnel.handshake_age.map(|age| age.as_secs()),
             rtt_ms: tunnel.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
@@ -270,6 +266,20 @@ impl Node {
         }
         whois
     }
+}
+
+fn kind(path: Path) -> &'static str {
+    match path {
+        path if path.is_carried() => "tls",
+        path if path.is_relayed() => "relayed",
+        _ => "direct",
+    }
+}
+
+fn path_status(report: PathReport) -> api::PathStatus {
+    let PathReport { path, answers, round_trip } = report;
+    let rtt_ms = round_trip.map(|rtt| rtt.as_secs_f64() * 1000.0);
+    api::PathStatus { path: kind(path).to_owned(), endpoint: path.address.to_string(), answers, rtt_ms }
 }
 
 /// An address, or a prefix when there is more than one address.

@@ -416,9 +416,9 @@ impl Tunnels {
         if fails {
             // If UDP no longer passes, it is better known before a hub is asked anyway.
             for peer in &self.carried {
-                if let Some(slot) = get_mut(&mut self.peers, *peer) {
-                    slot.tunnel.peer().doubt(now);
-                    self.wheel.hasten_now(peer.0);
+                let slot = get_mut(&mut self.peers, *peer);
+                if slot.is_some_and(|slot| slot.tunnel.peer().doubt(now)) {
+                    self.wheel.hasten(peer.0, now);
                 }
             }
         }

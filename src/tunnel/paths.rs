@@ -172,6 +172,15 @@ impl Paths {
         self.round = self.round.filter(|round| now < *round + BURST_EVERY);
     }
 
+    /// All are to be asked, unless they are already. Whether that is new.
+    pub fn doubt(&mut self, now: Instant) -> bool {
+        let is_new = self.burst_ends.is_none_or(|end| end <= now);
+        if is_new {
+            self.try_all(now);
+        }
+        is_new
+    }
+
     /// A packet of somebody's was sent or received. After a silence the direct ways may have closed.
     pub fn use_now(&mut self, current: Option<Path>, now: Instant) {
         let rested = self.used.is_none_or(|used| now > used + FRESH);
@@ -235,8 +244,8 @@ impl Paths {
 
     /// Questions that are due, each with the way that it is to go. `id` makes their numbers.
     pub fn ask(&mut self, current: Option<Path>, mut id: impl FnMut() -> u64, now: Instant) -> Vec<(Path, Probe)> {
-        if self.is_failing(current, now) && self.burst_ends.is_none_or(|end| end <= now) {
-            self.try_all(now);
+        if self.is_failing(current, now) {
+            self.doubt(now);
         }
         let all = self.next_round(current, now).is_some_and(|at| at <= now);
         let used = self.next_of_used(current, now).is_some_and(|at| at <= now);

@@ -209,9 +209,9 @@ impl Peer {
         self.paths.as_ref().is_some_and(|paths| paths.is_doubtful(self.path, now))
     }
 
-    /// Others cannot be reached as they were: it may be the same with this peer.
-    pub fn doubt(&mut self, now: Instant) {
-        self.paths.iter_mut().for_each(|paths| paths.try_all(now));
+    /// Others cannot be reached as they were: it may be the same with this peer. True if it is to be asked now.
+    pub fn doubt(&mut self, now: Instant) -> bool {
+        self.paths.as_mut().is_some_and(|paths| paths.doubt(now))
     }
 
     pub fn is_up(&self, now: Instant) -> bool {

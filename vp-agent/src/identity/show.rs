@@ -34,6 +34,7 @@ impl Identities {
                 site: site.to_string(),
                 state: refusal.word().to_owned(),
                 path: "none".to_owned(),
+                paths: Vec::new(),
                 endpoint: None,
                 handshake_age_seconds: None,
                 rtt_ms: None,
