@@ -3,8 +3,9 @@
 use super::tls::{self, CertificateFiles};
 use super::{Ended, Patience, carry, loopback, tune, websocket, within_step};
 use anyhow::{Context, Result};
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +17,8 @@ use tracing::debug;
 
 /// Connections at a time, each with some 300 KB of buffers; a site has one.
 const CONNECTIONS_MAX: usize = 4096;
+/// Of one source: the sites behind one NAT. Whoever wants to keep all others out needs many addresses.
+const SOURCE_CONNECTIONS_MAX: u32 = 64;
 /// A site's first datagram is answered at once; then it is asked every 20 s.
 const PATIENCE: Patience = Patience { first: Duration::from_secs(10), then: Duration::from_secs(90) };
 /// After the host had no room for a connection.
@@ -51,15 +54,18 @@ impl Listener {
 }
 
 async fn run(listener: TcpListener, acceptor: TlsAcceptor, tunnels: SocketAddr) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (room, sources) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), Arc::new(Sources::default()));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let Ok(permit) = room.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((connection, from)) => {
-                drop(connections.spawn(serve(connection, from, acceptor.clone(), tunnels, permit)))
-            }
+            Ok((connection, from)) => match sources.enter(from.ip()) {
+                Some(entered) => {
+                    connections.spawn(serve(connection, from, acceptor.clone(), tunnels, (permit, entered)));
+                }
+                None => debug!("a TLS connection of {from} was not taken: it has {SOURCE_CONNECTIONS_MAX}"),
+            },
             Err(error) => {
                 debug!("a TLS connection was not taken: {error}");
                 sleep(ACCEPT_PAUSE).await;
@@ -73,7 +79,7 @@ async fn serve(
     from: SocketAddr,
     acceptor: TlsAcceptor,
     tunnels: SocketAddr,
-    _permit: OwnedSemaphorePermit,
+    _room: (OwnedSemaphorePermit, Entered),
 ) {
     let Err(ended) = talk(connection, acceptor, tunnels).await;
     debug!("the TLS connection of {from} ended: {ended}");
@@ -89,4 +95,61 @@ async fn talk(
     let connection = within_step(accept_async_with_config(connection, Some(websocket()))).await??;
     let socket = loopback(tunnels).await?;
     Err(carry(connection, &socket, PATIENCE).await)
+}
+
+/// Connections by their source; of IPv6 by its /64, for whoever has one address of that has all.
+#[derive(Default, Debug)]
+struct Sources(Mutex<BTreeMap<IpAddr, u32>>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+struct Entered {
+    sources: Arc<Sources>,
+    source: IpAddr,
+}
+
+impl Sources {
+    fn enter(self: &Arc<Self>, from: IpAddr) -> Option<Entered> {
+        let source = match from.to_canonical() {
+            IpAddr::V4(address) => IpAddr::V4(address),
+            IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+        };
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(source).or_default();
+        if *count >= SOURCE_CONNECTIONS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Entered { sources: self.clone(), source })
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut counts = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.source);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_has_its_share_of_connections_and_others_theirs() {
+        let sources = Arc::new(Sources::default());
+        let at = |text: &str| text.parse::<IpAddr>().expect("address");
+        let mut entered: Vec<_> = (0..200).filter_map(|n| sources.enter(at(&format!("2001:db8::{n:x}")))).collect();
+        assert_eq!(entered.len(), SOURCE_CONNECTIONS_MAX as usize);
+        assert!(sources.enter(at("2001:db8:0:1::1")).is_some() && sources.enter(at("192.0.2.1")).is_some());
+        entered.pop();
+        assert!(sources.enter(at("2001:db8::1")).is_some());
+        drop(entered);
+        assert!(sources.0.lock().expect("counts").is_empty());
+    }
 }
