@@ -144,7 +144,7 @@ impl World {
             self.hub.attend(peer, identity, attendance, Some(seen[site]));
         }
         for (site, peer) in SITES.into_iter().enumerate() {
-            let (_, introduced) = self.hub.introductions(peer);
+            let (_, known) = self.hub.acquaintances(peer);
             let tunnels = &mut self.sites[site].tunnels;
             let settings = TunnelSettings {
                 public_key: PublicKey::from(&secret(1 - site)).to_bytes(),
@@ -155,8 +155,8 @@ impl World {
                 held: true,
             };
             tunnels.add(PEER, settings, self.now).expect("settings");
-            let relayed = Path { address: HUB, binding: Some(introduced[0].binding) };
-            tunnels.set_paths(PEER, &[relayed, introduced[0].addresses[0].into()], self.now);
+            let relayed = Path { address: HUB, binding: Some(known[0].binding) };
+            tunnels.set_paths(PEER, &[relayed, known[0].addresses[0].into()], self.now);
         }
     }
 

@@ -81,7 +81,7 @@ pub struct PeerStatus {
     pub path: String,
     /// Where its datagrams go: the peer's address, a relay's, or what stands for it on this host.
     pub endpoint: Option<String>,
-    /// All ways to a peer that a hub introduced, or to a hub that is reached over TLS too.
+    /// All paths to a peer that a hub introduced, or to a hub that is reached over TLS too.
     #[serde(default)]
     pub paths: Vec<PathStatus>,
     pub handshake_age_seconds: Option<u64>,

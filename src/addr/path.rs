@@ -44,10 +44,16 @@ impl Path {
         self.address.ip().is_loopback()
     }
 
+    /// Where its datagrams go, if no relay passes them on: to the peer, or to what stands for it here.
+    #[must_use]
+    pub fn straight(&self) -> Option<SocketAddr> {
+        Some(self.address).filter(|_| !self.is_relayed())
+    }
+
     /// The peer's own address, where it is known.
     #[must_use]
     pub fn endpoint(&self) -> Option<SocketAddr> {
-        Some(self.address).filter(|_| !self.is_relayed())
+        self.straight().filter(|_| !self.is_carried())
     }
 }
 

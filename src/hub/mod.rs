@@ -25,7 +25,7 @@ pub struct Attendance {
 
 /// What a site is told of another.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Introduced {
+pub struct Acquaintance {
     pub peer: PeerId,
     /// Through this hub.
     pub binding: Binding,
@@ -33,23 +33,44 @@ pub struct Introduced {
     pub addresses: Vec<SocketAddr>,
 }
 
+/// Who knows whom is the relay's: sites that were introduced are bound.
 #[derive(Debug)]
 pub struct Hub {
     relay: Relay,
     sites: BTreeMap<PeerId, Site>,
+    /// By whose name it is, and by whose name it wants, so that who may talk is found without looking at all.
+    named: BTreeMap<SiteName, BTreeSet<PeerId>>,
+    wanting: BTreeMap<SiteName, BTreeSet<PeerId>>,
 }
+
+/// A name means a site of its tenant only.
+type SiteName = (Option<Name>, Name);
 
 #[derive(Debug)]
 struct Site {
     identity: Identity,
     attendance: Attendance,
-    others: BTreeSet<PeerId>,
+}
+
+impl Site {
+    fn name(&self) -> SiteName {
+        (self.identity.tenant.clone(), self.identity.site.clone())
+    }
+
+    fn wants(&self) -> impl Iterator<Item = SiteName> + '_ {
+        self.attendance.wants.iter().map(|site| (self.identity.tenant.clone(), site.clone()))
+    }
+
+    fn may_admit(&self, caller: &Self) -> bool {
+        self.attendance.admits.iter().any(|selector| selector.may_match(&caller.identity))
+    }
 }
 
 impl Hub {
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { relay: Relay::new(seed), sites: BTreeMap::new() }
+        let (sites, named, wanting) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { relay: Relay::new(seed), sites, named, wanting }
     }
 
     /// What the site says now, in place of what it said before; `seen`: where its tunnel was last authentic. For whom that
@@ -61,27 +82,28 @@ impl Hub {
         attendance: Attendance,
         seen: Option<SocketAddr>,
     ) -> BTreeSet<PeerId> {
-        let site = Site { identity, attendance, others: BTreeSet::new() };
-        let before = self.sites.insert(peer, site).map(|site| site.others).unwrap_or_default();
-        self.relay.moved(peer, seen);
-        let may_talk = |other: &PeerId| self.may_talk(peer, *other);
-        let wanted: Vec<PeerId> = self.sites.keys().copied().filter(may_talk).collect();
-        for gone in before.iter().filter(|other| !wanted.contains(other)) {
-            self.part(peer, *gone);
+        self.leave(peer);
+        let site = Site { identity, attendance };
+        self.named.entry(site.name()).or_default().insert(peer);
+        for wanted in site.wants() {
+            self.wanting.entry(wanted).or_default().insert(peer);
         }
-        for other in wanted {
-            if self.relay.bind(peer, other).is_ok() {
-                self.others(peer, |others| others.insert(other));
-                self.others(other, |others| others.insert(peer));
-            }
+        let others = self.others(peer, &site);
+        self.sites.insert(peer, site);
+        self.relay.moved(peer, seen);
+        let before: BTreeSet<PeerId> = self.relay.bound(peer).collect();
+        before.difference(&others).for_each(|gone| self.relay.unbind(peer, *gone));
+        for other in others {
+            // Who has too many others hears of no more.
+            let _ = self.relay.bind(peer, other);
         }
         self.concerned(peer).into_iter().chain(before).collect()
     }
 
     /// The site is none of this hub's any more. Who knew it.
     pub fn remove(&mut self, peer: PeerId) -> BTreeSet<PeerId> {
-        let others = self.sites.remove(&peer).map(|site| site.others).unwrap_or_default();
-        others.iter().for_each(|other| self.others(*other, |others| others.remove(&peer)));
+        let others = self.relay.bound(peer).collect();
+        self.leave(peer);
         self.relay.remove(peer);
         others
     }
@@ -102,14 +124,13 @@ impl Hub {
 
     /// Where the site is seen from, and of whom it is told.
     #[must_use]
-    pub fn introductions(&self, peer: PeerId) -> (Option<SocketAddr>, Vec<Introduced>) {
-        let Some(site) = self.sites.get(&peer) else { return (None, Vec::new()) };
-        let seen = self.relay.address(peer).filter(|seen| !seen.ip().is_loopback());
-        let introduced = |other: &PeerId| {
-            let (binding, _) = self.relay.binding(peer, *other)?;
-            Some(Introduced { peer: *other, binding, addresses: self.addresses(*other, seen) })
+    pub fn acquaintances(&self, peer: PeerId) -> (Option<SocketAddr>, Vec<Acquaintance>) {
+        let seen = self.seen(peer);
+        let acquaintance = |other: PeerId| {
+            let (binding, _) = self.relay.binding(peer, other)?;
+            Some(Acquaintance { peer: other, binding, addresses: self.addresses(other, seen) })
         };
-        (seen, site.others.iter().filter_map(introduced).collect())
+        (seen, self.relay.bound(peer).filter_map(acquaintance).collect())
     }
 
     /// What becomes of a datagram with this binding; none if its sender is no site of this hub's.
@@ -123,38 +144,47 @@ impl Hub {
         self.sites.keys().copied()
     }
 
+    /// Nothing that it said counts any more.
+    fn leave(&mut self, peer: PeerId) {
+        let Some(site) = self.sites.remove(&peer) else { return };
+        forget(&mut self.named, &site.name(), peer);
+        site.wants().for_each(|wanted| forget(&mut self.wanting, &wanted, peer));
+    }
+
+    /// With whom the site may talk: whom it wants and who may admit it, and the other way round.
+    fn others(&self, peer: PeerId, site: &Site) -> BTreeSet<PeerId> {
+        let of = |peers: Option<&BTreeSet<PeerId>>| peers.into_iter().flatten().copied().collect::<Vec<_>>();
+        let wanted = site.wants().flat_map(|wanted| of(self.named.get(&wanted)));
+        let servers = wanted.filter(|other| self.sites.get(other).is_some_and(|other| other.may_admit(site)));
+        let wanting = of(self.wanting.get(&site.name())).into_iter();
+        let callers = wanting.filter(|other| self.sites.get(other).is_some_and(|other| site.may_admit(other)));
+        servers.chain(callers).filter(|other| *other != peer).collect()
+    }
+
+    /// Where others may call it. One that comes over TLS has no address of its own.
+    fn seen(&self, peer: PeerId) -> Option<SocketAddr> {
+        self.relay.address(peer).filter(|seen| !seen.ip().is_loopback())
+    }
+
     /// Of a site, for one that is seen at `from`.
     fn addresses(&self, of: PeerId, from: Option<SocketAddr>) -> Vec<SocketAddr> {
-        // One that comes over TLS has no address of its own.
-        let seen = self.relay.address(of).filter(|seen| !seen.ip().is_loopback());
+        let seen = self.seen(of);
         let is_near = seen.zip(from).is_some_and(|(seen, from)| seen.ip() == from.ip());
         let own = self.sites.get(&of).filter(|_| is_near).map(|site| site.attendance.addresses.iter().copied());
         seen.into_iter().chain(own.into_iter().flatten()).collect()
     }
 
-    fn may_talk(&self, one: PeerId, other: PeerId) -> bool {
-        let (Some(a), Some(b)) = (self.sites.get(&one), self.sites.get(&other)) else { return false };
-        let uses = |caller: &Site, server: &Site| {
-            caller.attendance.wants.contains(&server.identity.site)
-                && server.attendance.admits.iter().any(|selector| selector.may_match(&caller.identity))
-        };
-        one != other && a.identity.tenant == b.identity.tenant && (uses(a, b) || uses(b, a))
-    }
-
-    fn part(&mut self, one: PeerId, other: PeerId) {
-        self.relay.unbind(one, other);
-        self.others(one, |others| others.remove(&other));
-        self.others(other, |others| others.remove(&one));
-    }
-
-    fn others(&mut self, of: PeerId, change: impl FnOnce(&mut BTreeSet<PeerId>) -> bool) {
-        self.sites.get_mut(&of).map(|site| change(&mut site.others));
-    }
-
     /// The site and all that know it.
     fn concerned(&self, peer: PeerId) -> BTreeSet<PeerId> {
-        let others = self.sites.get(&peer).into_iter().flat_map(|site| site.others.iter().copied());
-        others.chain([peer]).collect()
+        self.relay.bound(peer).chain([peer]).collect()
+    }
+}
+
+fn forget(index: &mut BTreeMap<SiteName, BTreeSet<PeerId>>, name: &SiteName, peer: PeerId) {
+    let Some(peers) = index.get_mut(name) else { return };
+    peers.remove(&peer);
+    if peers.is_empty() {
+        index.remove(name);
     }
 }
 
@@ -183,7 +213,7 @@ mod tests {
     }
 
     fn known_to(hub: &Hub, peer: u32) -> Vec<u32> {
-        hub.introductions(PeerId(peer)).1.iter().map(|introduced| introduced.peer.0).collect()
+        hub.acquaintances(PeerId(peer)).1.iter().map(|known| known.peer.0).collect()
     }
 
     #[test]
@@ -220,7 +250,7 @@ mod tests {
         let mut hub = Hub::new(1);
         hub.attend(PeerId(1), identity("cloud", "acme"), attendance(&[], &["any"]), Some(at(1, 7)));
         hub.attend(PeerId(2), identity("factory", "acme"), attendance(&["cloud"], &[]), Some(at(2, 8)));
-        let addresses = |hub: &Hub| hub.introductions(PeerId(2)).1.remove(0).addresses;
+        let addresses = |hub: &Hub| hub.acquaintances(PeerId(2)).1.remove(0).addresses;
         assert_eq!(addresses(&hub), [at(1, 7)]);
         assert_eq!(hub.moved(PeerId(2), Some(at(1, 8))), [1, 2].map(PeerId).into());
         assert_eq!(addresses(&hub), [at(1, 7), ([10, 0, 0, 2], 51820).into()]);
@@ -231,10 +261,23 @@ mod tests {
         let mut hub = Hub::new(1);
         hub.attend(PeerId(1), identity("cloud", "acme"), attendance(&[], &["any"]), Some(at(1, 1)));
         hub.attend(PeerId(2), identity("factory", "acme"), attendance(&["cloud"], &[]), Some(at(2, 1)));
-        let (_, known) = hub.introductions(PeerId(2));
+        let (_, known) = hub.acquaintances(PeerId(2));
         assert!(hub.onward(at(2, 1), known[0].binding).is_some_and(|onward| onward.is_ok()));
         assert_eq!(hub.remove(PeerId(1)), [PeerId(2)].into());
         assert!(known_to(&hub, 2).is_empty());
         assert_eq!(hub.onward(at(2, 1), known[0].binding), Some(Err(RelayError::NotBound)));
+        hub.remove(PeerId(2));
+        assert!(hub.named.is_empty() && hub.wanting.is_empty(), "{hub:?}");
+    }
+
+    #[test]
+    fn a_site_that_takes_another_name_is_known_by_that_alone() {
+        let mut hub = Hub::new(1);
+        hub.attend(PeerId(1), identity("cloud", "acme"), attendance(&[], &["any"]), Some(at(1, 1)));
+        hub.attend(PeerId(2), identity("factory", "acme"), attendance(&["cloud"], &[]), Some(at(2, 1)));
+        hub.attend(PeerId(1), identity("cloud", "evil"), attendance(&[], &["any"]), Some(at(1, 1)));
+        assert!(known_to(&hub, 1).is_empty() && known_to(&hub, 2).is_empty());
+        hub.attend(PeerId(1), identity("cloud", "acme"), attendance(&[], &["any"]), Some(at(1, 1)));
+        assert_eq!([1, 2].map(|peer| known_to(&hub, peer)), [[2], [1]]);
     }
 }

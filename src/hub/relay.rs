@@ -5,12 +5,16 @@
 //! tunnel to a site was last authentic, and only to such an address; so whoever forges a sender makes no site a target.
 
 use crate::addr::{Binding, PeerId};
-use foldhash::fast::FixedState;
+use foldhash::quality::FixedState;
 use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
 
 /// Sites that one site may be bound to: it is a caller or a service of each.
 pub const BINDINGS_MAX: usize = 4096;
+
+/// Of 2^24 numbers at most 2^12 are taken: that all of so many are does not happen.
+const NUMBERS_TRIED: u32 = 64;
 
 /// Why a datagram was not passed on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +42,6 @@ pub struct Onward {
 pub(super) struct Relay {
     sites: BTreeMap<PeerId, Site>,
     by_address: HashMap<SocketAddr, PeerId, FixedState>,
-    random: u64,
 }
 
 #[derive(Default, Debug)]
@@ -51,7 +54,7 @@ struct Site {
 
 impl Relay {
     pub fn new(seed: u64) -> Self {
-        Self { sites: BTreeMap::new(), by_address: HashMap::with_hasher(FixedState::with_seed(seed)), random: seed | 1 }
+        Self { sites: BTreeMap::new(), by_address: HashMap::with_hasher(FixedState::with_seed(seed)) }
     }
 
     /// Binds two sites, if they are not. What each of them knows the other by.
@@ -64,7 +67,8 @@ impl Relay {
                 return Err(TooManyBindings);
             }
         }
-        let (for_one, for_other) = (self.free(one), self.free(other));
+        let numbers = self.number(one, other).zip(self.number(other, one));
+        let (for_one, for_other) = numbers.ok_or(TooManyBindings)?;
         self.insert(one, for_one, other, for_other);
         self.insert(other, for_other, one, for_one);
         Ok((for_one, for_other))
@@ -85,6 +89,11 @@ impl Relay {
         Some((of(one, other)?, of(other, one)?))
     }
 
+    /// The other ends of its bindings.
+    pub fn bound(&self, site: PeerId) -> impl Iterator<Item = PeerId> + '_ {
+        self.sites.get(&site).into_iter().flat_map(|site| site.by_site.keys().copied())
+    }
+
     /// Where the site is.
     pub fn address(&self, site: PeerId) -> Option<SocketAddr> {
         self.sites.get(&site)?.address
@@ -101,8 +110,7 @@ impl Relay {
 
     /// The site is none of this hub's any more.
     pub fn remove(&mut self, site: PeerId) {
-        let others: Vec<PeerId> =
-            self.sites.get(&site).into_iter().flat_map(|site| site.by_site.keys().copied()).collect();
+        let others: Vec<PeerId> = self.bound(site).collect();
         others.into_iter().for_each(|other| self.unbind(site, other));
         let address = self.sites.remove(&site).and_then(|site| site.address);
         if let Some(address) = address.filter(|address| self.by_address.get(address) == Some(&site)) {
@@ -125,17 +133,11 @@ impl Relay {
         site.by_site.insert(end, binding);
     }
 
-    /// A number that this site has for nobody yet, and that nobody guesses easily.
-    fn free(&mut self, site: PeerId) -> Binding {
-        loop {
-            self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let number = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb) >> 40;
-            let taken = |binding: &Binding| self.sites.get(&site).is_some_and(|site| site.ends.contains_key(binding));
-            if let Some(binding) = Binding::new(number as u32).filter(|binding| !taken(binding)) {
-                return binding;
-            }
-        }
+    /// A number that this site has for nobody else, and that nobody guesses easily: the seed is this hub's own.
+    fn number(&self, site: PeerId, other: PeerId) -> Option<Binding> {
+        let numbers = (0..NUMBERS_TRIED).map(|again| self.by_address.hasher().hash_one((site, other, again)) >> 40);
+        let is_taken = |binding: &Binding| self.sites.get(&site).is_some_and(|site| site.ends.contains_key(binding));
+        numbers.filter_map(|number| Binding::new(number as u32)).find(|binding| !is_taken(binding))
     }
 }
 

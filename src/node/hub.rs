@@ -2,7 +2,7 @@
 
 use super::{Event, Node, Reason};
 use crate::addr::{Binding, Name, Path, PeerId};
-use crate::hub::{self, Attendance, Onward, RelayError};
+use crate::hub::{Acquaintance, Attendance, Onward, RelayError};
 use crate::policy::Bucket;
 use crate::tunnel::{Tunnel, same_binding, set_binding};
 use std::collections::{BTreeMap, BTreeSet};
@@ -168,13 +168,13 @@ impl Node {
     /// Whom a site of this hub's is told of now.
     #[must_use]
     pub fn introductions(&self, peer: PeerId) -> Introductions {
-        let (seen, introduced) = self.hub.introductions(peer);
-        let introduction = |hub::Introduced { peer, binding, addresses }| {
+        let (seen, known) = self.hub.acquaintances(peer);
+        let introduction = |Acquaintance { peer, binding, addresses }| {
             let settings = &self.peer(peer)?.settings;
             let (site, public_key) = (settings.identity.site.clone(), settings.public_key);
             Some(Introduction { site, public_key, binding, addresses, certificate: Vec::new() })
         };
-        Introductions { seen, sites: introduced.into_iter().filter_map(introduction).collect() }
+        Introductions { seen, sites: known.into_iter().filter_map(introduction).collect() }
     }
 
     /// What this site says to its hubs: whose services it wants, and whom its own admit.
@@ -196,12 +196,12 @@ impl Node {
         keys.iter().for_each(|key| self.find_paths(key, now));
     }
 
-    /// The ways to a peer, as all hubs tell.
+    /// The paths to a peer, as all hubs tell.
     pub(super) fn find_paths(&mut self, key: &[u8; 32], now: Instant) {
         let Some(peer) = self.peers.by_key(key) else { return };
         let (mut paths, mut direct) = (Vec::new(), Vec::new());
         for (hub, site) in self.introduced.by_key.get(key).into_iter().flatten() {
-            let address = self.tunnels.path(*hub).and_then(|path| path.endpoint());
+            let address = self.tunnels.path(*hub).and_then(|path| path.straight());
             paths.extend(address.map(|address| Path { address, binding: Some(site.binding) }));
             direct.extend(site.addresses.iter().map(|address| Path::from(*address)));
         }
@@ -250,7 +250,8 @@ impl Node {
     pub fn needs_carrier(&self, carrier: SocketAddr, now: Instant) -> bool {
         let of_carrier = self.peers.iter().filter(|(_, peer)| peer.settings.carrier == Some(carrier));
         let is_reached = |peer| self.tunnels.is_up(peer) && !self.tunnels.is_doubtful(peer, now);
-        let is_needed = |peer| !is_reached(peer) || self.endpoint(peer) == Some(carrier);
+        let is_used = |peer| self.tunnels.path(peer).is_some_and(|path| path.address == carrier);
+        let is_needed = |peer| !is_reached(peer) || is_used(peer);
         of_carrier.map(|(peer, _)| peer).any(is_needed)
     }
 
@@ -260,7 +261,7 @@ impl Node {
         self.hub.sites().count()
     }
 
-    /// Where the peer is reached straight.
+    /// The peer's own address, if it is reached there.
     #[must_use]
     pub fn endpoint(&self, peer: PeerId) -> Option<SocketAddr> {
         self.tunnels.path(peer)?.endpoint()
@@ -268,7 +269,7 @@ impl Node {
 
     /// Where the peer's tunnel to this gateway was last authentic, while it is up.
     fn seen(&self, peer: PeerId) -> Option<SocketAddr> {
-        self.tunnels.path(peer).filter(|_| self.tunnels.is_up(peer))?.endpoint()
+        self.tunnels.path(peer).filter(|_| self.tunnels.is_up(peer))?.straight()
     }
 
     /// What was passed on since the start.

@@ -138,7 +138,7 @@ impl TunnelEvent {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TunnelReport {
     pub path: Option<Path>,
-    /// Of a peer that can be reached in several ways, each of them.
+    /// Of a peer that can be reached along several paths, each of them.
     pub paths: Vec<PathReport>,
     pub handshake_age: Option<Duration>,
     /// Of the last handshake that this gateway asked for.
@@ -287,7 +287,7 @@ impl Tunnels {
         }
     }
 
-    /// The ways to a peer that is asked along each of them; none: it has an endpoint, or calls.
+    /// The paths to a peer that is asked along each of them; none: it has an endpoint, or calls.
     pub fn set_paths(&mut self, peer: PeerId, paths: &[Path], now: Instant) {
         if let Some(slot) = get_mut(&mut self.peers, peer) {
             slot.tunnel.peer().set_paths(paths, now);
@@ -301,7 +301,7 @@ impl Tunnels {
         self.peer(peer).filter(|slot| slot.has_path).map(|slot| &slot.tunnel)
     }
 
-    /// Whether the way to the peer may have failed.
+    /// Whether the path to the peer may have failed.
     #[must_use]
     pub fn is_doubtful(&self, peer: PeerId, now: Instant) -> bool {
         self.peer(peer).is_some_and(|slot| slot.tunnel.peer().is_doubtful(now))

@@ -1,40 +1,40 @@
-//! The ways to one peer that a hub introduced: which of them work, and which is used. The peer is asked along each of them,
-//! inside the session, so that only the peer can answer; asking also opens a NAT's way for the peer's own questions.
+//! The paths to one peer that a hub introduced: which of them work, and which is used. The peer is asked along each of them,
+//! inside the session, so that only the peer can answer; asking also opens a NAT's path for the peer's own questions.
 //!
-//! A direct way is better than a relayed one, UDP better than TLS, a quick one better than a slow one, and any that answers
+//! A direct path is better than a relayed one, UDP better than TLS, a quick one better than a slow one, and any that answers
 //! better than one that does not. Both ends choose for themselves.
 
 use super::probe::{Kind, Probe};
 use crate::addr::Path;
 use std::time::{Duration, Instant};
 
-/// Ways that are kept for a peer; those that it was seen to use push out none that were told.
+/// Paths that are kept for a peer; those that it was seen to use push out none that were told.
 const PATHS_MAX: usize = 16;
-/// When ways have become known, or the one in use has failed, all are tried this often for so long: a NAT's filter opens when
+/// When paths have become known, or the one in use has failed, all are tried this often for so long: a NAT's filter opens when
 /// both sides have sent.
 const BURST_EVERY: Duration = Duration::from_millis(400);
 const BURST: Duration = Duration::from_secs(5);
-/// How often the way in use is asked while something is sent or received.
+/// How often the path in use is asked while something is sent or received.
 const ACTIVE_EVERY: Duration = Duration::from_millis(700);
 /// Since the last packet.
 const ACTIVE: Duration = Duration::from_secs(10);
-/// How often a direct way is asked that is in use and idle: NATs forget after 30 s and more (RFC 4787 section 4.3 wants 2 min).
+/// How often a direct path is asked that is in use and idle: NATs forget after 30 s and more (RFC 4787 section 4.3 wants 2 min).
 const IDLE_EVERY: Duration = Duration::from_secs(20);
-/// How often better ways are tried while a relay is busy, or all goes over TLS.
+/// How often better paths are tried while a relay is busy, or all goes over TLS.
 const RETRY_EVERY: Duration = Duration::from_secs(15);
 /// A question that is not answered in this time, or in four round trips, has failed.
 const PATIENCE: Duration = Duration::from_millis(1200);
-/// After this there is reason to make another way ready.
+/// After this there is reason to make another path ready.
 const DOUBT: Duration = Duration::from_millis(500);
 /// What answered so long ago may be gone: no NAT that is asked every 20 s forgets, others do.
 const FRESH: Duration = Duration::from_secs(25);
 
-/// Questions along one way that may still be answered.
+/// Questions along one path that may still be answered.
 const QUESTIONS: usize = 8;
 
 #[derive(Debug)]
 pub(super) struct Paths {
-    ways: Vec<Way>,
+    candidates: Vec<Candidate>,
     /// A packet was sent or received.
     used: Option<Instant>,
     /// All are asked until then.
@@ -43,15 +43,15 @@ pub(super) struct Paths {
     round: Option<Instant>,
 }
 
-/// What is known of one way.
+/// What is known of one path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Way {
+struct Candidate {
     path: Path,
     /// By a hub, not by the peer's use of it.
     told: bool,
     /// No session was asked for along it yet.
     is_new: bool,
-    /// The peer used this way, which has not answered yet: each packet is worth one question and no more, since whoever forges
+    /// The peer used this path, which has not answered yet: each packet is worth one question and no more, since whoever forges
     /// where packets come from would have others asked.
     owed: bool,
     /// The latest questions: where answers take long, they cross.
@@ -62,7 +62,7 @@ struct Way {
     round_trip: Option<Duration>,
 }
 
-/// One way, for people.
+/// One path, for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PathReport {
     pub path: Path,
@@ -70,7 +70,7 @@ pub struct PathReport {
     pub round_trip: Option<Duration>,
 }
 
-impl Way {
+impl Candidate {
     fn new(path: Path, told: bool) -> Self {
         Self {
             path,
@@ -130,39 +130,43 @@ impl Way {
 
 impl Paths {
     pub fn new(paths: &[Path], now: Instant) -> Self {
-        let ways = paths.iter().take(PATHS_MAX).map(|path| Way::new(*path, true)).collect();
-        Self { ways, used: None, burst_ends: Some(now + BURST), round: None }
+        let candidates = paths.iter().take(PATHS_MAX).map(|path| Candidate::new(*path, true)).collect();
+        Self { candidates, used: None, burst_ends: Some(now + BURST), round: None }
     }
 
     /// Those that are told now. What is known of those that were there before stays.
     pub fn tell(&mut self, paths: &[Path], now: Instant) {
-        let known: Vec<Path> = self.ways.iter().filter(|way| way.told).map(|way| way.path).collect();
+        let known: Vec<Path> =
+            self.candidates.iter().filter(|candidate| candidate.told).map(|candidate| candidate.path).collect();
         if known == paths {
             return;
         }
         let told = paths.iter().take(PATHS_MAX).map(|path| {
-            let known = self.ways.iter().find(|way| way.path == *path);
-            known.map_or(Way::new(*path, true), |way| Way { told: true, ..*way })
+            let known = self.candidates.iter().find(|candidate| candidate.path == *path);
+            known.map_or(Candidate::new(*path, true), |candidate| Candidate { told: true, ..*candidate })
         });
-        let told: Vec<Way> = told.collect();
-        let seen = self.ways.iter().filter(|way| !way.told && way.answers(now) && !paths.contains(&way.path));
-        let seen: Vec<Way> = seen.copied().collect();
-        self.ways = told.into_iter().chain(seen).take(PATHS_MAX).collect();
+        let told: Vec<Candidate> = told.collect();
+        let seen = self
+            .candidates
+            .iter()
+            .filter(|candidate| !candidate.told && candidate.answers(now) && !paths.contains(&candidate.path));
+        let seen: Vec<Candidate> = seen.copied().collect();
+        self.candidates = told.into_iter().chain(seen).take(PATHS_MAX).collect();
         self.try_all(now);
     }
 
     pub fn told(&self) -> impl Iterator<Item = Path> + '_ {
-        self.ways.iter().filter(|way| way.told).map(|way| way.path)
+        self.candidates.iter().filter(|candidate| candidate.told).map(|candidate| candidate.path)
     }
 
     /// Whether there is one along which no session can have been asked for yet.
     pub fn is_untried(&self) -> bool {
-        self.ways.iter().any(|way| way.is_new)
+        self.candidates.iter().any(|candidate| candidate.is_new)
     }
 
     /// A session was asked for along all that were told.
     pub fn tried(&mut self) {
-        self.ways.iter_mut().for_each(|way| way.is_new = false);
+        self.candidates.iter_mut().for_each(|candidate| candidate.is_new = false);
     }
 
     /// All are to be asked, for a while.
@@ -181,7 +185,7 @@ impl Paths {
         is_new
     }
 
-    /// A packet of somebody's was sent or received. After a silence the direct ways may have closed.
+    /// A packet of somebody's was sent or received. After a silence the direct paths may have closed.
     pub fn use_now(&mut self, current: Option<Path>, now: Instant) {
         let rested = self.used.is_none_or(|used| now > used + FRESH);
         self.used = Some(now);
@@ -190,59 +194,61 @@ impl Paths {
         }
     }
 
-    /// An authentic packet came this way; the way to use from now on. `is_data`: the peer chose this way for it.
+    /// An authentic packet came this path; the path to use from now on. `is_data`: the peer chose this path for it.
     pub fn heard(&mut self, from: Path, is_data: bool, current: Option<Path>, now: Instant) -> Option<Path> {
         self.used_by_peer(from, now);
-        let works = self.way(current).is_some_and(|way| !way.has_failed(now));
+        let works = self.candidate(current).is_some_and(|candidate| !candidate.has_failed(now));
         if is_data && !works { Some(from) } else { current }
     }
 
-    /// A session came up this way, when perhaps no other works; the way to use from now on.
+    /// A session came up this path, when perhaps no other works; the path to use from now on.
     pub fn came_up(&mut self, from: Path, current: Option<Path>, now: Instant) -> Option<Path> {
         self.used_by_peer(from, now);
         if self.is_active(now) {
             self.try_all(now);
         }
-        if self.way(current).is_some_and(|way| way.answers(now)) { current } else { Some(from) }
+        if self.candidate(current).is_some_and(|candidate| candidate.answers(now)) { current } else { Some(from) }
     }
 
-    /// The peer answered a question, so it came by the way that it was asked along; what came back may show another address,
-    /// if the peer's NAT has one for each. The way to use from now on.
+    /// The peer answered a question, so it came by the path that it was asked along; what came back may show another address,
+    /// if the peer's NAT has one for each. The path to use from now on.
     pub fn answered(&mut self, id: u64, current: Option<Path>, now: Instant) -> Option<Path> {
-        let answered = self.ways.iter_mut().find_map(|way| way.take_question(id).map(|at| (way, at)));
-        let Some((way, at)) = answered else { return current };
+        let answered =
+            self.candidates.iter_mut().find_map(|candidate| candidate.take_question(id).map(|at| (candidate, at)));
+        let Some((candidate, at)) = answered else { return current };
         let measured = now.saturating_duration_since(at);
         // A quarter of the news (as in RFC 6298, of a measure that is taken more rarely).
-        way.round_trip = Some(way.round_trip.map_or(measured, |known| (known * 3 + measured) / 4));
-        (way.answered, way.silent) = (Some(now), None);
+        candidate.round_trip = Some(candidate.round_trip.map_or(measured, |known| (known * 3 + measured) / 4));
+        (candidate.answered, candidate.silent) = (Some(now), None);
         self.choose(current, now)
     }
 
-    /// The way to use: the best that answers; if none does, the next that has not failed.
+    /// The path to use: the best that answers; if none does, the next that has not failed.
     pub fn choose(&self, current: Option<Path>, now: Instant) -> Option<Path> {
-        let best = self.ways.iter().filter(|way| way.answers(now)).min_by_key(|way| way.rank());
-        let used = self.way(current);
+        let best =
+            self.candidates.iter().filter(|candidate| candidate.answers(now)).min_by_key(|candidate| candidate.rank());
+        let used = self.candidate(current);
         match (best, used) {
             (Some(best), Some(used)) if used.answers(now) && !best.is_much_better(used) => current,
             (Some(best), _) => Some(best.path),
             (None, Some(used)) if !used.has_failed(now) => current,
             (None, _) => {
                 // A relay is the surest.
-                let rest = self.ways.iter().filter(|way| !way.has_failed(now));
-                rest.min_by_key(|way| !way.path.is_relayed()).map(|way| way.path).or(current)
+                let rest = self.candidates.iter().filter(|candidate| !candidate.has_failed(now));
+                rest.min_by_key(|candidate| !candidate.path.is_relayed()).map(|candidate| candidate.path).or(current)
             }
         }
     }
 
-    /// When [`Self::ask`] has something to do, or the way in use may have failed.
+    /// When [`Self::ask`] has something to do, or the path in use may have failed.
     pub fn due(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
-        let used = self.way(current);
-        let fails = used.and_then(Way::fails_at).filter(|at| *at > now);
-        let owed = self.ways.iter().any(|way| way.owed).then_some(now);
+        let used = self.candidate(current);
+        let fails = used.and_then(Candidate::fails_at).filter(|at| *at > now);
+        let owed = self.candidates.iter().any(|candidate| candidate.owed).then_some(now);
         [self.next_round(current, now), self.next_of_used(current, now), fails, owed].into_iter().flatten().min()
     }
 
-    /// Questions that are due, each with the way that it is to go. `id` makes their numbers.
+    /// Questions that are due, each with the path that it is to go. `id` makes their numbers.
     pub fn ask(&mut self, current: Option<Path>, mut id: impl FnMut() -> u64, now: Instant) -> Vec<(Path, Probe)> {
         if self.is_failing(current, now) {
             self.doubt(now);
@@ -253,48 +259,54 @@ impl Paths {
             self.round = Some(now);
         }
         let mut questions = Vec::new();
-        let is_known = |way: &Way| way.told || way.answered.is_some();
-        let is_due = |way: &&mut Way| all && is_known(way) || way.owed || used && Some(way.path) == current;
-        for way in self.ways.iter_mut().filter(is_due) {
+        let is_known = |candidate: &Candidate| candidate.told || candidate.answered.is_some();
+        let is_due = |candidate: &&mut Candidate| {
+            all && is_known(candidate) || candidate.owed || used && Some(candidate.path) == current
+        };
+        for candidate in self.candidates.iter_mut().filter(is_due) {
             let id = id();
-            way.ask(id, now);
-            way.owed = false;
-            questions.push((way.path, Probe { kind: Kind::Question, id }));
+            candidate.ask(id, now);
+            candidate.owed = false;
+            questions.push((candidate.path, Probe { kind: Kind::Question, id }));
         }
         questions
     }
 
-    /// Whether the way in use has failed.
+    /// Whether the path in use has failed.
     pub fn is_failing(&self, current: Option<Path>, now: Instant) -> bool {
-        self.way(current).is_some_and(|way| way.has_failed(now))
+        self.candidate(current).is_some_and(|candidate| candidate.has_failed(now))
     }
 
-    /// Whether the way in use may have failed: an answer is missing for longer than most take.
+    /// Whether the path in use may have failed: an answer is missing for longer than most take.
     pub fn is_doubtful(&self, current: Option<Path>, now: Instant) -> bool {
-        self.way(current).and_then(|way| way.silent).is_some_and(|since| now >= since + DOUBT)
+        self.candidate(current).and_then(|candidate| candidate.silent).is_some_and(|since| now >= since + DOUBT)
     }
 
     pub fn round_trip(&self, path: Option<Path>) -> Option<Duration> {
-        self.way(path)?.round_trip
+        self.candidate(path)?.round_trip
     }
 
     pub fn report(&self, now: Instant) -> Vec<PathReport> {
-        let report = |way: &Way| PathReport { path: way.path, answers: way.answers(now), round_trip: way.round_trip };
-        self.ways.iter().map(report).collect()
+        let report = |candidate: &Candidate| PathReport {
+            path: candidate.path,
+            answers: candidate.answers(now),
+            round_trip: candidate.round_trip,
+        };
+        self.candidates.iter().map(report).collect()
     }
 
-    /// It may be a way that nobody told of: a NAT gave the peer another address for this gateway.
+    /// It may be a path that nobody told of: a NAT gave the peer another address for this gateway.
     fn used_by_peer(&mut self, path: Path, now: Instant) {
-        if let Some(way) = self.ways.iter_mut().find(|way| way.path == path) {
-            way.owed = !way.told && way.answered.is_none();
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.path == path) {
+            candidate.owed = !candidate.told && candidate.answered.is_none();
             return;
         }
-        if self.ways.len() >= PATHS_MAX {
-            let useless = self.ways.iter().position(|way| !way.told && !way.answers(now));
+        if self.candidates.len() >= PATHS_MAX {
+            let useless = self.candidates.iter().position(|candidate| !candidate.told && !candidate.answers(now));
             let Some(useless) = useless else { return };
-            self.ways.remove(useless);
+            self.candidates.remove(useless);
         }
-        self.ways.push(Way::new(path, false));
+        self.candidates.push(Candidate::new(path, false));
     }
 
     fn next_round(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
@@ -302,7 +314,7 @@ impl Paths {
         // Over TLS nobody wants to stay, and a hub's tunnel is idle.
         let wants_better = current.is_none_or(|path| path.is_relayed() && self.is_active(now) || path.is_carried());
         match self.round {
-            _ if self.ways.is_empty() => None,
+            _ if self.candidates.is_empty() => None,
             None if in_burst => Some(now),
             Some(round) if in_burst => Some(round + BURST_EVERY),
             Some(round) if wants_better => Some(round + RETRY_EVERY),
@@ -311,20 +323,20 @@ impl Paths {
     }
 
     fn next_of_used(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
-        let way = self.way(current)?;
-        let every = match (self.is_active(now), way.path.is_relayed()) {
+        let candidate = self.candidate(current)?;
+        let every = match (self.is_active(now), candidate.path.is_relayed()) {
             (true, _) => ACTIVE_EVERY,
             (false, false) => IDLE_EVERY,
             (false, true) => return None,
         };
-        Some(way.last_asked().max(way.answered).map_or(now, |at| at + every))
+        Some(candidate.last_asked().max(candidate.answered).map_or(now, |at| at + every))
     }
 
     fn is_active(&self, now: Instant) -> bool {
         self.used.is_some_and(|used| now < used + ACTIVE)
     }
 
-    fn way(&self, path: Option<Path>) -> Option<&Way> {
-        self.ways.iter().find(|way| Some(way.path) == path)
+    fn candidate(&self, path: Option<Path>) -> Option<&Candidate> {
+        self.candidates.iter().find(|candidate| Some(candidate.path) == path)
     }
 }

@@ -98,7 +98,7 @@ pub(super) struct Peer {
     aged: Instant,
     received_as_aged: Instant,
     rtt: Option<Duration>,
-    /// Of a peer that can be reached in several ways.
+    /// Of a peer that can be reached along several paths.
     paths: Option<Box<Paths>>,
     rx_bytes: u64,
     tx_bytes: u64,
@@ -177,7 +177,7 @@ impl Peer {
         }
     }
 
-    /// The ways to the peer from now on, beside its own if there is more than one; none: that of its endpoint, and where it
+    /// The paths to the peer from now on, beside its own if there is more than one; none: that of its endpoint, and where it
     /// calls from.
     pub fn set_paths(&mut self, paths: &[Path], now: Instant) {
         let endpoint = self.endpoint.filter(|_| self.settings.carrier.is_some());
@@ -189,8 +189,8 @@ impl Peer {
             Some(known) => known.tell(&paths, now),
             None => self.paths = Some(Box::new(Paths::new(&paths, now))),
         }
-        if let (Asking::Since { again, .. }, Some(ways)) = (&mut self.asking, &self.paths)
-            && ways.is_untried()
+        if let (Asking::Since { again, .. }, Some(candidates)) = (&mut self.asking, &self.paths)
+            && candidates.is_untried()
         {
             *again = now;
         }
@@ -200,7 +200,7 @@ impl Peer {
         }
     }
 
-    /// Whether the way in use has failed.
+    /// Whether the path in use has failed.
     pub fn is_failing(&self, now: Instant) -> bool {
         self.paths.as_ref().is_some_and(|paths| paths.is_failing(self.path, now))
     }
@@ -413,7 +413,7 @@ impl Peer {
         }
     }
 
-    /// The way to the peer after it was heard from.
+    /// The path to the peer after it was heard from.
     fn follow(&mut self, message: Message, from: Path, is_data: bool, now: Instant) -> Option<Path> {
         let (current, Some(paths)) = (self.path, &mut self.paths) else { return Some(from) };
         if is_data {
@@ -435,7 +435,7 @@ impl Peer {
         }
     }
 
-    /// Asks along the ways where it is time to, and leaves one that has failed.
+    /// Asks along the paths where it is time to, and leaves one that has failed.
     fn tend_paths(&mut self, transmits: &mut Transmits, now: Instant) {
         let Some(paths) = &mut self.paths else { return };
         let questions = paths.ask(self.path, || self.random.next(), now);

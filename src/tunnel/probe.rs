@@ -1,4 +1,4 @@
-//! The question whether a way to the peer works, and its answer: an inner packet between the two agents, UDP from and to
+//! The question whether a path to the peer works, and its answer: an inner packet between the two agents, UDP from and to
 //! port 7077, that no more than the tunnels see.
 
 use crate::addr::{Family, wire};

@@ -53,8 +53,6 @@ impl Link for AgentLink {
     async fn attendance(&self, hub: PeerId) -> Attendance {
         let said = self.handle.call(move |node, _, _| (node.attendance(), node.endpoint(hub))).await;
         let (attendance, hub) = said.unwrap_or_default();
-        // One that is reached over TLS is on loopback.
-        let hub = hub.filter(|hub| !hub.ip().is_loopback());
         let own = hub.and_then(own_address_towards).map(|own| SocketAddr::new(own, self.handle.port()));
         Attendance { addresses: own.into_iter().collect(), ..attendance }
     }
