@@ -6,6 +6,7 @@ mod desired;
 mod identity;
 mod names;
 mod records;
+mod registered;
 mod resolve;
 mod running;
 mod settings;
@@ -21,10 +22,11 @@ use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::dns::Dns;
-use crate::identity::{Identities, Kept};
+use crate::identity::{Identities, Kept, PeerName};
 use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
+use crate::registry::Registry;
 use crate::state::{Endpoints, FileJournal, Port, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
@@ -51,6 +53,8 @@ pub struct Agent {
     pub handle: Handle,
     pub control: Control<AgentLink>,
     pub identities: Arc<Identities>,
+    /// A hub's.
+    pub registry: Option<Arc<Registry>>,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -127,6 +131,11 @@ impl Agent {
         let by_key = &config.settings.peers;
         let kept = Kept::load(&state)?;
         let identities = Arc::new(Identities::new(site.clone(), public_key, &config.credentials, by_key, kept));
+        let registry = match config.settings.hub {
+            Some(_) => Some(Arc::new(Registry::open(&state, identities.clone()).await?)),
+            None => None,
+        };
+        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::error!("{damage}"));
         let peers = identities.peers(by_key, unix_seconds());
         let (settings, clashes) = effective(&config, &runtime, &endpoints, peers);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
@@ -147,7 +156,7 @@ impl Agent {
         let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
-        let link = AgentLink { handle: handle.clone(), identities: identities.clone() };
+        let link = AgentLink { handle: handle.clone(), identities: identities.clone(), registry: registry.clone() };
         let (control, notices) = Control::start(link, seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
         let listener = match &config.hub_tls {
@@ -163,6 +172,7 @@ impl Agent {
             handle,
             control,
             identities,
+            registry,
             started: Instant::now(),
             offload,
             listen,
@@ -298,9 +308,9 @@ impl Agent {
         self.audit.write([Entry::Record(record)]);
     }
 
-    fn learn_endpoint(&self, site: &Name, to: SocketAddr) {
+    fn learn_endpoint(&self, peer: &PeerName, to: SocketAddr) {
         let mut learnt = self.learnt();
-        learnt.endpoints.0.insert(site.to_string(), to);
+        learnt.endpoints.0.insert(peer.to_string(), to);
         learnt.unsaved = true;
         self.endpoint_learnt.notify_one();
     }
