@@ -72,7 +72,7 @@ impl Etcd {
     pub fn ctl(&self, arguments: &str) -> Result<String> {
         let store = self.store();
         let endpoints = store.trim_start_matches("etcd://");
-        self.members[0].namespace.sh(&format!("ETCDCTL_API=3 etcdctl --endpoints {endpoints} {arguments}"))
+        self.members[0].namespace.sh(&format!("env ETCDCTL_API=3 etcdctl --endpoints {endpoints} {arguments}"))
     }
 
     /// Forgets what stood there before, so that no watch can go on from then.
@@ -85,7 +85,7 @@ impl Etcd {
     }
 
     pub fn wait_healthy(&self) -> Result<()> {
-        wait_until("etcd to have a leader", || Ok(self.ctl("endpoint health 2>&1").is_ok()))
+        wait_until("etcd to have a leader", || Ok(self.ctl("endpoint health").is_ok()))
     }
 }
 

@@ -135,7 +135,7 @@ impl Agent {
             Some(_) => Some(Arc::new(Registry::open(&state, config.hub_store.as_ref(), identities.clone()).await?)),
             None => None,
         };
-        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::error!("{damage}"));
+        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::warn!("{damage}"));
         let peers = identities.peers(by_key, unix_seconds());
         let (settings, clashes) = effective(&config, &runtime, &endpoints, peers);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
