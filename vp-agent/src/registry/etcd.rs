@@ -36,6 +36,8 @@ const PING_PAUSE: Duration = Duration::from_secs(6);
 const PONG_MAX: Duration = Duration::from_secs(2);
 /// Records read at a time: of the largest kind, 2 MB.
 const PAGE_RECORDS: i64 = 500;
+/// More than 64 tenants can have registered, the most that one hub trusts.
+const RECORDS_MAX: usize = 300_000;
 
 const NOBODY: &str = "nobody takes what it tells";
 
@@ -51,7 +53,7 @@ pub struct EtcdSettings {
 pub struct Etcd {
     members: Vec<(String, Channel)>,
     prefix: String,
-    /// The member that answered last.
+    /// The member that is asked next.
     current: AtomicUsize,
     /// Why it is not followed at present; none while it is.
     away: Mutex<Option<String>>,
@@ -122,8 +124,10 @@ impl Etcd {
                 Err(ended) = self.session(channel, &news) => ended,
                 () = self.again.notified() => continue,
             };
-            tracing::warn!("the registry at {member}: {ended}");
-            self.set_away(Some(format!("{member}: {ended}")));
+            // Said once for as long as it is away.
+            if self.set_away(Some(format!("{member}: {ended}"))).is_none() {
+                tracing::warn!("etcd at {member}: {ended}");
+            }
             self.next();
             sleep(AGAIN_PAUSE).await;
         }
@@ -159,7 +163,9 @@ impl Etcd {
         let mut watch = WatchClient::new(channel);
         let watching = timeout(STEP, watch.watch(request)).await.map_err(|_| "no answer")?;
         let mut told = watching.map_err(said)?.into_inner();
-        self.set_away(None);
+        if self.set_away(None).is_some() {
+            tracing::info!("etcd is followed, from revision {revision} on");
+        }
         while let Some(response) = told.next().await {
             let WatchResponse { canceled, compact_revision, cancel_reason, events } = response.map_err(said)?;
             if canceled || compact_revision != 0 {
@@ -191,6 +197,9 @@ impl Etcd {
             }
             let last = page.kvs.last().map(|kv| kv.key.clone());
             all.extend(page.kvs.into_iter().filter_map(|kv| self.entry(kv)));
+            if all.len() > RECORDS_MAX {
+                return Err(format!("it has more than {RECORDS_MAX} records"));
+            }
             match last.filter(|_| page.more) {
                 Some(last) => key = [last, vec![0]].concat(),
                 None => return Ok((all, revision)),
@@ -234,8 +243,9 @@ impl Etcd {
         self.current.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn set_away(&self, away: Option<String>) {
-        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = away;
+    /// What was known before.
+    fn set_away(&self, away: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.away.lock().unwrap_or_else(PoisonError::into_inner), away)
     }
 }
 
