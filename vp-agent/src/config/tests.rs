@@ -167,7 +167,7 @@ fn workers_are_a_number_or_as_the_machine_has_use_for() {
 
 #[test]
 fn what_is_not_the_yaml_we_expect_is_refused() {
-    let keys = "site, key, listen, interface, workers, mtu, flows_max, state_dir, socket, pool, reach, hub, trust, \
+    let keys = "site, key, listen, interface, workers, mtu, flows_max, aes, state_dir, socket, pool, reach, hub, trust, \
                 certificate, revocations, peers, clients, expose, map, audit, \
                 metrics or dns";
     let parse_bare = |text: &str| match Config::parse(Path::new("agent.yaml"), text, &machine()) {
