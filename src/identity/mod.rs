@@ -1,4 +1,4 @@
-//! Who somebody is: certificates that a tenant's authority signed, and the lists of those that were taken back. All of it
+//! Who somebody is: certificates that a tenant's authority signed, the lists of those that were taken back, and invitations. All of it
 //! is judged as a function of the bytes, of whom this site trusts, of what is known to be revoked, and of the time.
 //!
 //! What costs little is looked at first: sizes before anything is decoded, names and times before a signature. Nothing
@@ -6,6 +6,7 @@
 
 mod certificate;
 mod envelope;
+mod invitation;
 mod issue;
 mod refusal;
 mod revocations;
@@ -15,6 +16,7 @@ pub mod text;
 mod trust;
 
 pub use certificate::{Certificate, Certified};
+pub use invitation::Invitation;
 pub use issue::{IssueError, Issuer, Subject, Validity};
 pub use refusal::Refusal;
 pub use revocations::{List, Revocations};

@@ -28,9 +28,14 @@ impl Node {
             (false, Some(_)) => "connecting",
             (false, None) => "waiting",
         };
-        let offered = self.offers.get(&settings.identity.site).map_or(0, |(_, offer)| offer.services().len());
+        let offered = self
+            .offers
+            .get(&settings.identity.site)
+            .filter(|(of, _)| *of == peer)
+            .map_or(0, |(_, offer)| offer.services().len());
         Some(api::PeerStatus {
             site: settings.identity.site.to_string(),
+            guest: settings.guest.is_some(),
             state: state.to_owned(),
             path: tunnel.path.filter(|_| up).map_or("none", kind).to_owned(),
             paths: tunnel.paths.into_iter().map(path_status).collect(),
@@ -53,6 +58,11 @@ impl Node {
     /// The peers, with what a shell needs to call them.
     pub fn peer_settings(&self) -> impl Iterator<Item = (PeerId, &super::PeerSettings)> {
         self.peers.iter().map(|(id, peer)| (id, &peer.settings))
+    }
+
+    #[must_use]
+    pub fn peer_of_key(&self, public_key: &[u8; 32]) -> Option<&super::PeerSettings> {
+        Some(&self.peer(self.peers.by_key(public_key)?)?.settings)
     }
 
     #[must_use]

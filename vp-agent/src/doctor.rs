@@ -11,12 +11,27 @@ use vp_proto::api::Finding;
 pub async fn health(agent: &Agent) -> Vec<Finding> {
     let mut findings = Vec::new();
     let peers = agent.handle.call(|node, _, now| node.peers(now)).await.unwrap_or_default();
-    for (_, peer) in peers.iter().filter(|(_, peer)| peer.state != "up") {
+    for (_, peer) in peers.iter().filter(|(_, peer)| peer.state != "up" && !peer.guest) {
         let detail = format!("{} is {}", peer.site, peer.state);
         let fix = "see that the peer's agent runs, that its endpoint is right and that UDP passes";
         findings.push(finding("peer-away", "warning", detail, fix));
     }
     findings.extend(agent.identities.findings(crate::clock::unix_seconds()));
+    if let Some(registry) = &agent.registry {
+        if let Some(Err(away)) = registry.shared() {
+            let detail = format!("etcd is away, and nobody can be registered meanwhile: {away}");
+            findings.push(finding(
+                "registry-away",
+                "error",
+                detail,
+                "see that most of etcd's members run and are reached",
+            ));
+        }
+        for damage in registry.damage() {
+            let fix = "look at what was put aside, then restart";
+            findings.push(finding("registry-damaged", "warning", damage.clone(), fix));
+        }
+    }
     let refused = agent.handle.call(|node, _, _| {
         let refused = node.refused_mappings();
         refused.first().map(|(service, error)| (refused.len(), format!("{service}: {error}")))

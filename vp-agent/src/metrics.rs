@@ -54,6 +54,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
     peers(&mut registry, &figures.peers);
     flows(&mut registry, &figures);
     identity(&mut registry, agent);
+    registered(&mut registry, agent);
     shell(&mut registry, agent, &figures, audit_lost);
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -70,7 +71,7 @@ fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
     let (packets_in, packets_out) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
     let (up, age, rtt) = (Family::<Labels, Gauge>::default(), Floats::default(), Floats::default());
     for peer in peers {
-        let of_peer = label("peer", &peer.site);
+        let of_peer = label("peer", &peer.name());
         received.get_or_create(&of_peer).inc_by(peer.rx_bytes);
         sent.get_or_create(&of_peer).inc_by(peer.tx_bytes);
         packets_in.get_or_create(&of_peer).inc_by(peer.rx_packets);
@@ -137,7 +138,7 @@ fn identity(registry: &mut Registry, agent: &Agent) {
         refused.get_or_create(&label("reason", refusal.word())).inc_by(count);
     }
     for (site, seconds) in agent.identities.remaining(now) {
-        remaining.get_or_create(&label("site", site.as_str())).set(seconds as f64);
+        remaining.get_or_create(&label("site", &site)).set(seconds as f64);
     }
     for (tenant, signer, version) in agent.identities.versions() {
         let labels = [label("tenant", &tenant), label("signer", &signer)].concat();
@@ -146,6 +147,25 @@ fn identity(registry: &mut Registry, agent: &Agent) {
     registry.register("certificates_refused", "Certificates and lists of revocations that were refused", refused);
     registry.register("certificate_remaining_seconds", "Until a site's certificate ends, its own included", remaining);
     registry.register("revocations_version", "Of each list of revocations that counts here", versions);
+}
+
+/// A hub's own registry.
+fn registered(registry: &mut Registry, agent: &Agent) {
+    let Some(kept) = &agent.registry else { return };
+    let (records, refused) = (Family::<Labels, Gauge>::default(), Family::<Labels, Counter>::default());
+    let (sites, invitations) = agent.identities.registered();
+    for (kind, count) in [("site", sites), ("invitation", invitations)] {
+        records.get_or_create(&label("kind", kind)).set(count as i64);
+    }
+    for (refusal, count) in agent.identities.unregistered() {
+        refused.get_or_create(&label("reason", refusal.word())).inc_by(count);
+    }
+    registry.register("registry_records", "Sites and invitations that are registered at this hub", records);
+    registry.register("registrations_refused", "Records that were refused", refused);
+    if let Some(shared) = kept.shared() {
+        registry.register("registry_shared_up", "Whether etcd is followed", gauge(u64::from(shared.is_ok())));
+        registry.register("registry_shared_reads", "How often etcd was read whole", counter(kept.reads()));
+    }
 }
 
 fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: u64) {

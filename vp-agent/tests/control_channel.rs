@@ -18,7 +18,8 @@ use vp::node::{
     Target,
 };
 use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
-use vp_agent::identity::Presented;
+use vp_agent::identity::{Offered, Place, Presented};
+use vp_agent::registry::Unregistered;
 use vp_proto::control::ReplyRoute;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -172,6 +173,14 @@ impl Link for NodeLink {
         Ok(false)
     }
 
+    async fn present(&self, _: PeerId, _: Vec<u8>) -> Result<Option<Place>, Refusal> {
+        Ok(None)
+    }
+
+    async fn register(&self, _: PeerId, _: Offered) -> Option<Result<Option<Place>, Unregistered>> {
+        None
+    }
+
     async fn take_revocations(&self, _: Vec<u8>) -> Result<(List, bool), Refusal> {
         Err(Refusal::UnknownAuthority)
     }
@@ -204,6 +213,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         keepalive_seconds: Some(25),
         stock: false,
         hub: false,
+        guest: None,
     };
     let mapping = |service: &str| Mapping {
         service: service.parse().unwrap(),

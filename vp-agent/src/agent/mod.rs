@@ -6,6 +6,7 @@ mod desired;
 mod identity;
 mod names;
 mod records;
+mod registered;
 mod resolve;
 mod running;
 mod settings;
@@ -22,10 +23,11 @@ use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::dns::Dns;
 use crate::health::Health;
-use crate::identity::{Identities, Kept};
+use crate::identity::{Identities, Kept, PeerName};
 use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
+use crate::registry::Registry;
 use crate::state::{Endpoints, FileJournal, Port, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
@@ -53,6 +55,8 @@ pub struct Agent {
     pub control: Control<AgentLink>,
     pub identities: Arc<Identities>,
     pub health: Health,
+    /// A hub's.
+    pub registry: Option<Arc<Registry>>,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -129,6 +133,11 @@ impl Agent {
         let by_key = &config.settings.peers;
         let kept = Kept::load(&state)?;
         let identities = Arc::new(Identities::new(site.clone(), public_key, &config.credentials, by_key, kept));
+        let registry = match config.settings.hub {
+            Some(_) => Some(Arc::new(Registry::open(&state, config.hub_store.as_ref(), identities.clone()).await?)),
+            None => None,
+        };
+        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::warn!("{damage}"));
         let peers = identities.peers(by_key, unix_seconds());
         let (settings, clashes) = effective(&config, &runtime, &endpoints, peers);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
@@ -149,7 +158,7 @@ impl Agent {
         let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
-        let link = AgentLink { handle: handle.clone(), identities: identities.clone() };
+        let link = AgentLink { handle: handle.clone(), identities: identities.clone(), registry: registry.clone() };
         let (control, notices) = Control::start(link, seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
         let listener = match &config.hub_tls {
@@ -166,6 +175,7 @@ impl Agent {
             control,
             identities,
             health: Health::default(),
+            registry,
             started: Instant::now(),
             offload,
             listen,
@@ -222,6 +232,7 @@ impl Agent {
             return Err(placed(error, &config));
         }
         drop(reviewing);
+        warnings.extend(self.still_registered(&wanted.config, &config));
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;
@@ -232,6 +243,7 @@ impl Agent {
         let socket = wanted.config.socket.clone();
         drop(wanted);
         self.rest().await;
+        self.registry.iter().for_each(|registry| registry.read_again());
         self.endpoints_changed.notify_one();
         self.dns.changed.notify_one();
         warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
@@ -314,9 +326,9 @@ impl Agent {
         self.audit.write([Entry::Record(record)]);
     }
 
-    fn learn_endpoint(&self, site: &Name, to: SocketAddr) {
+    fn learn_endpoint(&self, peer: &PeerName, to: SocketAddr) {
         let mut learnt = self.learnt();
-        learnt.endpoints.0.insert(site.to_string(), to);
+        learnt.endpoints.0.insert(peer.to_string(), to);
         learnt.unsaved = true;
         self.endpoint_learnt.notify_one();
     }

@@ -1,6 +1,7 @@
 //! What the file and vp-ctl want together, and what a reload may change.
 
 use crate::config::{self, Config, ConfigError, one_line};
+use crate::identity::PeerName;
 use crate::state::{Endpoints, Runtime};
 use vp::addr::Limits;
 use vp::node::{PeerSettings, Settings};
@@ -19,7 +20,9 @@ pub(super) fn effective(
         // An introduced site gives way: the operator spoke of this one himself.
         let before = settings.peers.clone();
         let is_of_file = |peer: &PeerSettings| config.has_peer(&peer.identity.site);
-        settings.peers.retain(|peer| is_of_file(peer) || peer.stock || peer.identity.site.as_str() != request.site);
+        let is_other =
+            |peer: &PeerSettings| peer.stock || peer.guest.is_some() || peer.identity.site.as_str() != request.site;
+        settings.peers.retain(|peer| is_of_file(peer) || is_other(peer));
         match config::stock_peer(request, &settings) {
             Ok(peer) if config.has_peer(&peer.identity.site) => {
                 clashes.push(format!("peer {}: the file's entry stands, not that of vp-ctl peer add", request.site));
@@ -55,10 +58,10 @@ pub(super) fn effective(
         }
     }
     for peer in &mut settings.peers {
-        let site = peer.identity.site.as_str();
-        let configured = config.endpoints.iter().any(|(of, _)| of.as_str() == site);
+        let name = PeerName::of(peer).to_string();
+        let configured = config.endpoints.iter().any(|(of, _)| of.as_str() == name);
         if peer.endpoint.is_none() && !configured {
-            peer.endpoint = endpoints.0.get(site).copied();
+            peer.endpoint = endpoints.0.get(&name).copied();
         }
     }
     (settings, clashes)
@@ -83,6 +86,7 @@ pub(super) fn keep_fixed(running: &Config, new: &mut Config) -> Result<Vec<Strin
         ("socket", keep(&running.socket, &mut new.socket)),
         ("metrics", keep(&running.metrics, &mut new.metrics)),
         ("audit", keep(&running.audit, &mut new.audit)),
+        ("hub.store", keep(&running.hub_store, &mut new.hub_store)),
         ("hub.tls", keep(&running.hub_tls, &mut new.hub_tls)),
     ];
     let changed = at_restart.iter().filter(|(_, changed)| *changed);

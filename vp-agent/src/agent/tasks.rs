@@ -22,6 +22,11 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(identity::settle(agent.clone()));
     tokio::spawn(identity::look_at_files(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
+    if let Some(registry) = agent.registry.clone() {
+        let following = registry.clone();
+        tokio::spawn(async move { following.follow().await });
+        tokio::spawn(every(crate::registry::REVIEW_PAUSE, async move || registry.review().await));
+    }
     tokio::spawn(crate::dns::run(agent.clone()));
     tokio::spawn(crate::health::run(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));

@@ -65,6 +65,7 @@ pub struct Peer {
 pub struct Hub {
     pub relay: Option<Relay>,
     pub tls: Option<Tls>,
+    pub store: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

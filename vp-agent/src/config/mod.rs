@@ -21,6 +21,7 @@ pub use requests::{check, exposure, exposure_warnings, mapping, mapping_warnings
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
 use crate::health::Check;
+use crate::registry::EtcdSettings;
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ pub struct Config {
     pub carriers: Vec<(Name, CarrierSettings)>,
     /// Where this hub is reached over TLS too.
     pub hub_tls: Option<ListenerSettings>,
+    /// Where hubs share what is registered.
+    pub hub_store: Option<EtcdSettings>,
     /// May be missing only where the agent makes it at its first start: `site.key` of `state_dir`.
     pub key: PathBuf,
     /// Absent: any port.

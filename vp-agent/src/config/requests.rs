@@ -217,6 +217,7 @@ pub fn stock_peer(request: &AddPeerRequest, settings: &Settings) -> Result<PeerS
         keepalive_seconds: None,
         stock: true,
         hub: false,
+        guest: None,
     })
 }
 

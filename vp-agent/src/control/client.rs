@@ -108,7 +108,7 @@ impl<L: Link> Client<L> {
         let channel = self.open(wire).await?;
         let mut said = std::mem::take(&mut self.said);
         let (link, notices) = (self.link.clone(), self.notices.clone());
-        let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said };
+        let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said, presented: None };
         let attending = Attending {
             hub: self.peer,
             link: self.link.clone(),

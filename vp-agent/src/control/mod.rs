@@ -10,6 +10,7 @@ mod connection;
 mod credentials;
 mod link;
 pub mod offer;
+mod register;
 mod server;
 mod stack;
 #[cfg(test)]
@@ -17,7 +18,9 @@ mod tests;
 
 pub use credentials::What;
 pub use link::{Link, Target};
+pub use register::RegisterError;
 
+use crate::identity::Place;
 use client::Client;
 use connection::Wire;
 use server::Announcements;
@@ -82,6 +85,15 @@ pub enum Notice {
         peer: PeerId,
         tenant: Name,
         version: u64,
+    },
+    /// The peer had something registered here, which stands there now.
+    Registered {
+        peer: PeerId,
+        place: Place,
+    },
+    RegistrationRefused {
+        peer: PeerId,
+        refusal: Refusal,
     },
 }
 
@@ -321,7 +333,7 @@ async fn run<L: Link>(
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     tokio::select! {
         () = wire.run(peer, &link, packets, accepted, &hurry) => {}
-        () = server::run(peer, &link, announcements, incoming) => {}
+        () = server::run(peer, &link, announcements, incoming, client.notices.clone()) => {}
         () = client.run(&wire, &hurry) => {}
     }
 }

@@ -4,7 +4,8 @@
 use super::connection::Connection;
 use super::credentials;
 use super::link::{Link, Target};
-use super::{attend, offer};
+use super::{Notice, Notices, attend, offer, register};
+use crate::registry::Unregistered;
 use futures_util::stream::{self, Stream, StreamExt};
 use std::collections::VecDeque;
 use std::io;
@@ -24,7 +25,7 @@ use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
     Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, OffersRequest,
-    ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
+    ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest, RegisterResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -98,12 +99,16 @@ pub async fn run<L: Link>(
     link: &L,
     announcements: Arc<Announcements>,
     accepted: mpsc::Receiver<Connection>,
+    notices: Notices,
 ) {
+    let bucket = |rate, at_once| Mutex::new(Bucket::new(rate, at_once, Instant::now().into_std()));
     let service = Service {
         peer,
         link: link.clone(),
         announcements,
-        requests: Mutex::new(Bucket::new(REQUESTS_A_SECOND, REQUESTS_AT_ONCE, Instant::now().into_std())),
+        notices,
+        requests: bucket(REQUESTS_A_SECOND, REQUESTS_AT_ONCE),
+        registrations: bucket(register::REGISTRATIONS_A_SECOND, register::REGISTRATIONS_AT_ONCE),
         probes: Semaphore::new(PROBES_MAX),
     };
     let service = ControlServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
@@ -121,17 +126,23 @@ struct Service<L> {
     peer: PeerId,
     link: L,
     announcements: Arc<Announcements>,
+    notices: Notices,
     requests: Mutex<Bucket>,
+    registrations: Mutex<Bucket>,
     probes: Semaphore,
 }
 
 impl<L> Service<L> {
     fn admit(&self) -> Result<(), Status> {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if requests.take(1, Instant::now().into_std()) {
-            return Ok(());
-        }
-        Err(Status::resource_exhausted(format!("at most {REQUESTS_A_SECOND} requests a second are answered")))
+        take(&self.requests, REQUESTS_A_SECOND, "requests")
+    }
+}
+
+fn take(from: &Mutex<Bucket>, rate: u64, what: &str) -> Result<(), Status> {
+    let mut bucket = from.lock().unwrap_or_else(PoisonError::into_inner);
+    match bucket.take(1, Instant::now().into_std()) {
+        true => Ok(()),
+        false => Err(Status::resource_exhausted(format!("at most {rate} {what} a second are answered"))),
     }
 }
 
@@ -183,6 +194,23 @@ impl<L: Link> Control for Service<L> {
             next: VecDeque::new(),
         };
         Ok(Response::new(Box::pin(stream::unfold(feed, credentials::Feed::next))))
+    }
+
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        self.admit()?;
+        take(&self.registrations, register::REGISTRATIONS_A_SECOND, "registrations")?;
+        let (peer, offered) = (self.peer, register::read(request.into_inner())?);
+        let Some(registered) = self.link.register(peer, offered).await else {
+            return Err(Status::unimplemented("this agent is no hub"));
+        };
+        match &registered {
+            Ok(Some(place)) => self.notices.tell(Notice::Registered { peer, place: place.clone() }),
+            Err(Unregistered::Refused(refusal)) => {
+                self.notices.tell(Notice::RegistrationRefused { peer, refusal: *refusal });
+            }
+            Ok(None) | Err(Unregistered::Store(_)) => {}
+        }
+        register::answer(registered.map(|_| ())).map(Response::new)
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -88,7 +88,7 @@ fn read_own(path: &Path) -> Result<Option<String>, StateError> {
 }
 
 /// The whole file at once: after a crash the old or the new is there, never a part.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || {
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
