@@ -12,6 +12,8 @@ pub(super) enum Kind {
     Certificate,
     Delegation,
     Revocations,
+    Token,
+    Bundle,
 }
 
 impl Kind {
@@ -20,6 +22,8 @@ impl Kind {
             Self::Certificate => b"virtual-presence certificate v1\n",
             Self::Delegation => b"virtual-presence delegation v1\n",
             Self::Revocations => b"virtual-presence revocations v1\n",
+            Self::Token => b"virtual-presence token v1\n",
+            Self::Bundle => b"virtual-presence bundle v1\n",
         }
     }
 
