@@ -68,6 +68,7 @@ fn settings() -> Settings {
         keepalive_seconds: None,
         stock: false,
         hub: false,
+        guest: None,
         carrier: None,
     };
     let pool = ["10.0.1.0/24", "fd00:1::/64"].map(|prefix| prefix.parse().expect("prefix"));

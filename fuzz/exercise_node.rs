@@ -373,6 +373,7 @@ fn settings() -> Settings {
         keepalive_seconds: None,
         stock: false,
         hub: false,
+        guest: None,
     };
     let service = "*.factory".parse().expect("pattern");
     let pool = ["10.0.9.0/24", "fd00:9::/64"].map(|prefix| prefix.parse().expect("prefix"));

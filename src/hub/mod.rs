@@ -1,7 +1,7 @@
 //! A hub's part: which sites may talk, what each is told of the others, and what is passed on between them.
 //!
 //! Two sites of one tenant are introduced when one wants services of the other and the other has a policy that may admit it.
-//! Nobody hears of anybody else. The hub decides nothing about flows: that is the service's gateway's, as always.
+//! Who was invited to a site and that site are introduced in any case. Nobody hears of anybody else. The hub decides nothing about flows: that is the service's gateway's, as always.
 
 mod relay;
 
@@ -50,6 +50,8 @@ type SiteName = (Option<Name>, Name);
 struct Site {
     identity: Identity,
     attendance: Attendance,
+    /// It was invited to this site of its tenant, and wants it alone.
+    host: Option<Name>,
 }
 
 impl Site {
@@ -62,7 +64,10 @@ impl Site {
     }
 
     fn may_admit(&self, caller: &Self) -> bool {
-        self.attendance.admits.iter().any(|selector| selector.may_match(&caller.identity))
+        match &caller.host {
+            Some(host) => self.host.is_none() && *host == self.identity.site,
+            None => self.attendance.admits.iter().any(|selector| selector.may_match(&caller.identity)),
+        }
     }
 }
 
@@ -82,8 +87,24 @@ impl Hub {
         attendance: Attendance,
         seen: Option<SocketAddr>,
     ) -> BTreeSet<PeerId> {
+        self.put(peer, Site { identity, attendance, host: None }, seen)
+    }
+
+    /// The same of one that was invited to the site `host` of its tenant, and may deal with nobody else.
+    pub fn attend_invited(
+        &mut self,
+        peer: PeerId,
+        identity: Identity,
+        host: Name,
+        addresses: Vec<SocketAddr>,
+        seen: Option<SocketAddr>,
+    ) -> BTreeSet<PeerId> {
+        let attendance = Attendance { wants: [host.clone()].into(), admits: BTreeSet::new(), addresses };
+        self.put(peer, Site { identity, attendance, host: Some(host) }, seen)
+    }
+
+    fn put(&mut self, peer: PeerId, site: Site, seen: Option<SocketAddr>) -> BTreeSet<PeerId> {
         self.leave(peer);
-        let site = Site { identity, attendance };
         self.named.entry(site.name()).or_default().insert(peer);
         for wanted in site.wants() {
             self.wanting.entry(wanted).or_default().insert(peer);
@@ -117,9 +138,10 @@ impl Hub {
         self.concerned(peer)
     }
 
+    /// As whom it attends, to whom it was invited, and what it says.
     #[must_use]
-    pub fn attendance(&self, peer: PeerId) -> Option<(&Identity, &Attendance)> {
-        self.sites.get(&peer).map(|site| (&site.identity, &site.attendance))
+    pub fn attendance(&self, peer: PeerId) -> Option<(&Identity, Option<&Name>, &Attendance)> {
+        self.sites.get(&peer).map(|site| (&site.identity, site.host.as_ref(), &site.attendance))
     }
 
     /// Where the site is seen from, and of whom it is told.
@@ -243,6 +265,21 @@ mod tests {
             assert_eq!(known_to(&hub, 2 * tenant), [2 * tenant + 1]);
             assert_eq!(known_to(&hub, 2 * tenant + 1), [2 * tenant]);
         }
+    }
+
+    #[test]
+    fn who_was_invited_meets_its_host_whatever_it_says_and_nobody_else() {
+        let mut hub = Hub::new(1);
+        let invite = |hub: &mut Hub, host: &str| {
+            hub.attend_invited(PeerId(9), identity("invited-1", "acme"), name(host), Vec::new(), Some(at(9, 1)));
+        };
+        invite(&mut hub, "cloud");
+        hub.attend(PeerId(1), identity("cloud", "acme"), attendance(&[], &[]), Some(at(1, 1)));
+        hub.attend(PeerId(2), identity("depot", "acme"), attendance(&["invited-1"], &["any"]), Some(at(2, 1)));
+        hub.attend(PeerId(3), identity("cloud", "evil"), attendance(&["invited-1"], &["any"]), Some(at(3, 1)));
+        assert_eq!([1, 2, 3, 9].map(|peer| known_to(&hub, peer)), [vec![9], vec![], vec![], vec![1]]);
+        invite(&mut hub, "depot");
+        assert_eq!([1, 2, 3, 9].map(|peer| known_to(&hub, peer)), [vec![], vec![9], vec![], vec![2]]);
     }
 
     #[test]

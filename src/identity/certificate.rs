@@ -51,9 +51,28 @@ impl Certificate {
         if certificate.public_key != *public_key {
             return Err(Refusal::WrongKey);
         }
-        certificate.judge(trust, revocations, now)?;
-        certificate.envelope.verify(Kind::Certificate)?;
-        Ok(certificate)
+        certificate.verified(trust, revocations, now)
+    }
+
+    /// What a site of this tenant brings, its own or another's of the tenant: as [`Self::verify`].
+    pub fn verify_of_tenant(
+        bytes: &[u8],
+        tenant: &Name,
+        trust: &Trust,
+        revocations: &Revocations,
+        now: u64,
+    ) -> Result<Self, Refusal> {
+        let certificate = Self::decode(bytes)?;
+        if certificate.tenant != *tenant {
+            return Err(Refusal::WrongTenant);
+        }
+        certificate.verified(trust, revocations, now)
+    }
+
+    fn verified(self, trust: &Trust, revocations: &Revocations, now: u64) -> Result<Self, Refusal> {
+        self.judge(trust, revocations, now)?;
+        self.envelope.verify(Kind::Certificate)?;
+        Ok(self)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, Refusal> {
@@ -76,17 +95,7 @@ impl Certificate {
 
     /// Whether it holds now, for who trusts these authorities and knows of these revocations.
     pub fn judge(&self, trust: &Trust, revocations: &Revocations, now: u64) -> Result<Certified, Refusal> {
-        self.envelope.judge(&self.tenant, trust)?;
-        self.window.judge(now)?;
-        if let Some(delegation) = &self.envelope.delegation {
-            delegation.window.judge(now)?;
-            if revocations.has_delegation(trust, &self.tenant, &delegation.serial) {
-                return Err(Refusal::Revoked);
-            }
-        }
-        if revocations.has(trust, &self.tenant, &self.serial) {
-            return Err(Refusal::Revoked);
-        }
+        self.envelope.holds((&self.tenant, &self.serial, self.window), trust, revocations, now)?;
         let (tenant, site, groups) = (Some(self.tenant.clone()), self.site.clone(), self.groups.clone());
         Ok(Certified {
             identity: Identity { site, tenant, groups },
@@ -142,8 +151,7 @@ impl Certificate {
     /// Its own end, or that of its issuer's delegation where that comes before.
     #[must_use]
     pub fn not_after(&self) -> u64 {
-        let delegation = self.envelope.delegation.as_ref().map(|delegation| delegation.window.not_after);
-        delegation.map_or(self.window.not_after, |end| end.min(self.window.not_after))
+        self.envelope.end(self.window)
     }
 
     /// The key of the authority that has to be trusted for it.

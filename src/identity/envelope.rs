@@ -1,6 +1,6 @@
 //! What was signed, by whom, and by what right: the part that certificates and revocations have in common.
 
-use super::{Refusal, Serial, SignerKey, Trust};
+use super::{Refusal, Revocations, Serial, SignerKey, Trust};
 use crate::addr::Name;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use prost::Message;
@@ -12,6 +12,7 @@ pub(super) enum Kind {
     Certificate,
     Delegation,
     Revocations,
+    Invitation,
     Token,
     Bundle,
 }
@@ -22,6 +23,7 @@ impl Kind {
             Self::Certificate => b"virtual-presence certificate v1\n",
             Self::Delegation => b"virtual-presence delegation v1\n",
             Self::Revocations => b"virtual-presence revocations v1\n",
+            Self::Invitation => b"virtual-presence invitation v1\n",
             Self::Token => b"virtual-presence token v1\n",
             Self::Bundle => b"virtual-presence bundle v1\n",
         }
@@ -146,6 +148,31 @@ impl Envelope {
             return Err(Refusal::WrongTenant);
         }
         trust.judge(tenant, self.authority())
+    }
+
+    /// Whether what it says of the tenant, under this serial and for this time, holds now for who trusts these authorities.
+    pub fn holds(
+        &self,
+        (tenant, serial, window): (&Name, &Serial, Window),
+        trust: &Trust,
+        revocations: &Revocations,
+        now: u64,
+    ) -> Result<(), Refusal> {
+        self.judge(tenant, trust)?;
+        window.judge(now)?;
+        if let Some(delegation) = &self.delegation {
+            delegation.window.judge(now)?;
+            if revocations.has_delegation(trust, tenant, &delegation.serial) {
+                return Err(Refusal::Revoked);
+            }
+        }
+        if revocations.has(trust, tenant, serial) { Err(Refusal::Revoked) } else { Ok(()) }
+    }
+
+    /// The end of this time, or that of its issuer's delegation where that comes before.
+    pub fn end(&self, window: Window) -> u64 {
+        let delegation = self.delegation.as_ref().map(|delegation| delegation.window.not_after);
+        delegation.map_or(window.not_after, |end| end.min(window.not_after))
     }
 
     /// The dear part: one signature, or two.

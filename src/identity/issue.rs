@@ -2,7 +2,7 @@
 
 use super::certificate::Certificate;
 use super::envelope::{Delegation, Envelope, Kind, Statement, Window, name};
-use super::{CERTIFICATE_BYTES_MAX, GROUPS_MAX, List, REVOKED_MAX, Refusal, Serial, SignerKey};
+use super::{CERTIFICATE_BYTES_MAX, GROUPS_MAX, Invitation, List, REVOKED_MAX, Refusal, Serial, SignerKey};
 use crate::addr::Name;
 use ed25519_dalek::SigningKey;
 use prost::Message;
@@ -133,6 +133,26 @@ impl Issuer {
         let bytes = self.sign(Kind::Certificate, payload.encode_to_vec(), valid)?;
         // Names of the longest kind fit, so what does not read is its times alone.
         Certificate::read(&bytes).map_err(|_| IssueError::Validity)
+    }
+
+    /// For who has this WireGuard key, to join through this site.
+    pub fn invitation(
+        &self,
+        site: &Name,
+        public_key: [u8; 32],
+        serial: Serial,
+        valid: Validity,
+    ) -> Result<Invitation, IssueError> {
+        let payload = proto::Invitation {
+            tenant: self.tenant.to_string(),
+            site: site.to_string(),
+            public_key: public_key.to_vec(),
+            serial: serial.0.to_vec(),
+            not_before: valid.not_before,
+            not_after: valid.not_after,
+        };
+        let bytes = self.sign(Kind::Invitation, payload.encode_to_vec(), valid)?;
+        Invitation::read(&bytes).map_err(|_| IssueError::Validity)
     }
 
     /// A new key that may sign for the tenant until its end.

@@ -1,4 +1,4 @@
-//! Who somebody is: certificates that a tenant's authority signed, and the lists of those that were taken back. All of it
+//! Who somebody is: certificates that a tenant's authority signed, the lists of those that were taken back, and invitations. All of it
 //! is judged as a function of the bytes, of whom this site trusts, of what is known to be revoked, and of the time.
 //!
 //! What costs little is looked at first: sizes before anything is decoded, names and times before a signature. Nothing
@@ -7,6 +7,7 @@
 mod bundle;
 mod certificate;
 mod envelope;
+mod invitation;
 mod issue;
 mod possession;
 mod refusal;
@@ -21,6 +22,7 @@ mod trust;
 
 pub use bundle::Bundle;
 pub use certificate::{Certificate, Certified};
+pub use invitation::Invitation;
 pub use issue::{IssueError, Issuer, Subject, Validity};
 pub use possession::possession;
 pub use refusal::Refusal;

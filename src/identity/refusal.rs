@@ -1,4 +1,4 @@
-//! Why a certificate or a list of revocations is not believed: a closed list, one word each.
+//! Why a certificate, an invitation or a list of revocations is not believed: a closed list, one word each.
 
 use std::fmt;
 
@@ -59,14 +59,14 @@ impl Refusal {
             Self::TooLarge => "larger than anything that is signed may be",
             Self::Malformed => "not what the schema says",
             Self::UnknownAuthority => "the authority behind it is not in `trust`",
-            Self::WrongTenant => "its authority is trusted for another tenant",
+            Self::WrongTenant => "it is another tenant's, or its authority is trusted for another tenant",
             Self::WrongSite => "it is for another site than the peer is configured as",
             Self::WrongKey => "it is for another key than the tunnel's",
             Self::NotYetValid => "it is from the future, by more than the tolerance for clocks",
             Self::Expired => "its time, or that of its issuer's delegation, is over",
             Self::Revoked => "it, or its issuer's delegation, is on a list of revocations",
             Self::Older => "a later one is known",
-            Self::TooMany => "no room is left for another signer's list",
+            Self::TooMany => "no room is left for it: for another signer's list, or another record of the tenant",
             Self::BadSignature => "the signature does not hold",
         }
     }

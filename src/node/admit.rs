@@ -2,7 +2,7 @@
 //! together. Judging and admitting are apart, so that a flow can be judged again without being opened again.
 
 use super::flow_id::initial_sequence;
-use super::{Denial, Event, FlowEnd, Node, Opener, Reason, Refused};
+use super::{Denial, Event, FlowEnd, Node, Opener, Peer, Reason, Refused};
 use crate::addr::{Family, Grant, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{CallerSelector, Presence};
 use crate::flow::{Direction, Flow, FlowId, NewFlow, Owner};
@@ -140,7 +140,7 @@ impl Node {
         let Some(protocol) = Protocol::from_number(tuple.protocol) else {
             return Err(refused(Reason::UnsupportedProtocol));
         };
-        let identity = &self.peer(peer).ok_or_else(|| refused(Reason::NotAllowed))?.settings.identity;
+        let identity = self.peer(peer).and_then(Peer::identity).ok_or_else(|| refused(Reason::NotAllowed))?;
         let Some((_, index)) = wire::parse(tuple.destination) else { return Err(refused(Reason::NotExposed)) };
         let Some((number, service)) = self.exposed.by_index(index) else { return Err(refused(Reason::NotExposed)) };
         let exposure = &service.exposure;

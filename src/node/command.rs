@@ -152,8 +152,8 @@ impl Node {
             if known.is_some_and(|known| known.settings == *settings) {
                 continue;
             }
-            let (flows, site) = known.map_or((0, None), |known| (known.flows, Some(&known.settings.identity.site)));
-            let moved = site.filter(|site| **site != settings.identity.site).cloned();
+            let (flows, site) = known.map_or((0, None), |known| (known.flows, known.identity().map(|of| &of.site)));
+            let moved = site.filter(|site| **site != settings.identity.site || settings.guest.is_some()).cloned();
             let tunnel = TunnelSettings {
                 public_key: settings.public_key,
                 preshared_key: settings.preshared_key,
@@ -187,7 +187,7 @@ impl Node {
     fn remove_peer(&mut self, peer: PeerId) {
         self.tunnels.remove(peer);
         self.forget_attending(peer);
-        if let Some(gone) = self.peers.remove(peer) {
+        if let Some(gone) = self.peers.remove(peer).filter(|gone| gone.settings.guest.is_none()) {
             self.forget_offer(peer, gone.settings.identity.site);
         }
         self.events.push_back(Event::PeerDown(peer));
@@ -274,7 +274,8 @@ impl Node {
 
     /// What the peer offers to this site now; replaces what it offered before, whole.
     pub fn set_offer(&mut self, peer: PeerId, mut offer: Offer, now: Instant) -> Result<(), OfferError> {
-        let site = self.peer(peer).ok_or(OfferError::UnknownPeer)?.settings.identity.site.clone();
+        let Some(identity) = self.peer(peer).ok_or(OfferError::UnknownPeer)?.identity() else { return Ok(()) };
+        let site = identity.site.clone();
         offer.services.sort_by(|a, b| a.name.cmp(&b.name));
         offer.callers.sort_by_key(|caller| caller.index);
         offer.hosts.sort_by_key(|host| host.index);

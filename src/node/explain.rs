@@ -1,6 +1,6 @@
 //! Why a call would pass or not, step by step, on the live tables. The same functions that admit packets decide.
 
-use super::{Node, Reason, Refused};
+use super::{Node, Peer, Reason, Refused};
 use crate::addr::{Family, Holder, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{Presence, Source};
 use crate::packet::{FiveTuple, protocol};
@@ -115,7 +115,7 @@ impl Node {
         (protocol, port): (Protocol, u16),
         now: Instant,
     ) -> Result<Allowed, Reason> {
-        let identity = &self.peer(peer).ok_or(Reason::NotExposed)?.settings.identity;
+        let identity = self.peer(peer).and_then(Peer::identity).ok_or(Reason::NotExposed)?;
         let of_peer = self.exposed.by_name(service).filter(|(_, exposed)| exposed.is_for(identity));
         let (_, exposed) = of_peer.ok_or(Reason::NotExposed)?;
         let family = Family::BOTH.into_iter().find(|family| exposed.has(*family)).ok_or(Reason::NotExposed)?;
@@ -137,7 +137,7 @@ impl Node {
     #[must_use]
     pub fn probe_target(&self, peer: PeerId, service: &Name, protocol: Protocol, port: u16) -> Option<IpAddr> {
         let (_, exposed) = self.exposed.by_name(service)?;
-        let identity = &self.peer(peer)?.settings.identity;
+        let identity = self.peer(peer)?.identity()?;
         let exposes = exposed.exposure.ports.iter().any(|range| range.contains(protocol, port));
         let targets = Family::BOTH.into_iter().flat_map(|family| exposed.targets(family, exposed.index));
         targets.into_iter().next().filter(|_| exposes && exposed.is_for(identity))

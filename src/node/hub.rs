@@ -1,6 +1,6 @@
 //! Both ends of introductions: what a hub tells its sites and passes on between them, and what a site makes of it.
 
-use super::{Event, Node, Reason};
+use super::{Event, Guest, Node, PeerSettings, Reason};
 use crate::addr::{Binding, Name, Path, PeerId};
 use crate::hub::{Acquaintance, Attendance, Onward, RelayError};
 use crate::policy::Bucket;
@@ -157,10 +157,13 @@ impl Node {
 
     /// What a site of this hub's says now, in place of what it said before. False if this gateway is no hub.
     pub fn attend(&mut self, peer: PeerId, attendance: Attendance) -> bool {
-        let identity = self.peer(peer).map(|peer| peer.settings.identity.clone());
-        let Some(identity) = identity.filter(|_| self.settings.hub.is_some()) else { return false };
+        let known = self.peer(peer).filter(|_| self.settings.hub.is_some());
+        let Some(PeerSettings { identity, guest, .. }) = known.map(|peer| peer.settings.clone()) else { return false };
         let seen = self.seen(peer);
-        let concerned = self.hub.attend(peer, identity, attendance, seen);
+        let concerned = match guest {
+            Some(Guest::Invited(host)) => self.hub.attend_invited(peer, identity, host, attendance.addresses, seen),
+            Some(Guest::Site) | None => self.hub.attend(peer, identity, attendance, seen),
+        };
         self.events.extend(concerned.into_iter().map(Event::IntroductionsChanged));
         true
     }
@@ -222,8 +225,9 @@ impl Node {
     /// of may be a peer now.
     pub(super) fn apply_introductions(&mut self, now: Instant) {
         let changed = |(peer, known): (PeerId, &super::Peer)| {
-            let (identity, attendance) = self.hub.attendance(peer)?;
-            (*identity != known.settings.identity).then(|| (peer, attendance.clone()))
+            let (identity, host, attendance) = self.hub.attendance(peer)?;
+            let is_same = *identity == known.settings.identity && host == known.settings.host();
+            (!is_same).then(|| (peer, attendance.clone()))
         };
         let changed: Vec<_> = self.peers.iter().filter_map(changed).collect();
         for (peer, attendance) in changed {

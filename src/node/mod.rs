@@ -35,7 +35,7 @@ pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
 pub use names::Meaning;
 pub use output::{Outbound, Output};
 pub use report::ends;
-pub use settings::{PeerSettings, Settings};
+pub use settings::{Guest, PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
 use crate::catalogue::{Callers, Clients, ExposedServices, PeerOffer, Presences};
@@ -393,7 +393,7 @@ impl Node {
     /// The name that the peer's site gave to its caller of this wire address.
     fn caller_name(&self, peer: PeerId, wire: IpAddr) -> Option<&Name> {
         let (_, index) = crate::addr::wire::parse(wire)?;
-        let site = &self.peer(peer)?.settings.identity.site;
+        let site = &self.peer(peer)?.identity()?.site;
         self.offers.get(site).and_then(|(_, offer)| offer.caller(index))
     }
 }

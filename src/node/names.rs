@@ -87,7 +87,7 @@ impl<'a> View<'a> {
     }
 
     fn tenant(&self, tenant: &Name) -> Option<Meaning> {
-        let identities = self.node.peers.iter().map(|(_, peer)| &peer.settings.identity);
+        let identities = self.node.peers.iter().filter_map(|(_, peer)| peer.identity());
         let mut sites = identities.filter(|identity| identity.tenant.as_ref() == Some(tenant)).map(|of| &of.site);
         sites.find_map(|site| self.site(site)).map(|_| Meaning::default())
     }

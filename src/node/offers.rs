@@ -1,6 +1,6 @@
 //! Whose offer changed: found from what changed, not from everybody's whole offer.
 
-use super::Node;
+use super::{Node, Peer};
 use crate::addr::{Holder, Identity, Name, PeerId, Selector, wire};
 use crate::catalogue::{NamedCaller, NamedHost, Offer, OfferedService};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +23,8 @@ impl Node {
     /// What this site offers to the peer now.
     #[must_use]
     pub fn offer(&self, peer: PeerId) -> Offer {
-        let Some(peer) = self.peer(peer) else { return Offer::default() };
-        self.exposed.offer(&peer.settings.identity, self.named_callers(), &self.clients)
+        let Some(identity) = self.peer(peer).and_then(Peer::identity) else { return Offer::default() };
+        self.exposed.offer(identity, self.named_callers(), &self.clients)
     }
 
     pub(super) fn offered(&self) -> Offered {
@@ -36,7 +36,7 @@ impl Node {
         Offered {
             services: self.exposed.iter().map(|(_, e)| (e.exposure.name.clone(), service(e))).collect(),
             callers: self.named_callers(),
-            peers: self.peers.iter().map(|(id, peer)| (id, peer.settings.identity.clone())).collect(),
+            peers: self.peers.iter().filter_map(|(id, peer)| Some((id, peer.identity()?.clone()))).collect(),
         }
     }
 

@@ -1,13 +1,20 @@
-//! The peers, by number, by key and by site.
+//! The peers, by number, by key and by site. A guest's name is nobody's here: another may have the same.
 
 use super::PeerSettings;
-use crate::addr::{Name, PeerId};
+use crate::addr::{Identity, Name, PeerId};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub(super) struct Peer {
     pub settings: PeerSettings,
     pub flows: u32,
+}
+
+impl Peer {
+    /// As whom policy knows it.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.settings.guest.is_none().then_some(&self.settings.identity)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +37,7 @@ impl Peers {
         self.by_key.get(key).copied().map(PeerId)
     }
 
+    /// A peer that this site deals with.
     pub fn by_site(&self, site: &Name) -> Option<PeerId> {
         let (of, number) = self.by_site.range((site.clone(), 0)..).next()?;
         (of == site).then_some(PeerId(*number))
@@ -52,7 +60,9 @@ impl Peers {
         self.remove(number);
         let PeerId(number) = number;
         self.by_key.insert(peer.settings.public_key, number);
-        self.by_site.insert((peer.settings.identity.site.clone(), number));
+        if peer.settings.guest.is_none() {
+            self.by_site.insert((peer.settings.identity.site.clone(), number));
+        }
         while self.slots.len() <= number as usize {
             self.slots.push(None);
         }

@@ -28,7 +28,11 @@ impl Node {
             (false, Some(_)) => "connecting",
             (false, None) => "waiting",
         };
-        let offered = self.offers.get(&settings.identity.site).map_or(0, |(_, offer)| offer.services().len());
+        let offered = self
+            .offers
+            .get(&settings.identity.site)
+            .filter(|(of, _)| *of == peer)
+            .map_or(0, |(_, offer)| offer.services().len());
         Some(api::PeerStatus {
             site: settings.identity.site.to_string(),
             state: state.to_owned(),

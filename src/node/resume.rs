@@ -2,7 +2,7 @@
 //! ever. Those whose service does are taken up here: only TCP in mid-stream, only between ends that have leases, only for
 //! a while after a start that found leases from before, and only if the flow would be allowed had its caller opened it.
 
-use super::{Node, RESUME, Reason, Refused};
+use super::{Node, Peer, RESUME, Reason, Refused};
 use crate::addr::{Family, Holder, PeerId, Protocol, ServiceName, wire};
 use crate::flow::{Direction, FlowId, NewFlow};
 use crate::packet::{FiveTuple, Kind, Packet};
@@ -60,7 +60,7 @@ impl Node {
         let Some(Holder::CallerIndex { address }) = host.filter(|_| service >= wire::FIRST) else {
             return Err(refused());
         };
-        let site = self.peer(peer).ok_or_else(refused)?.settings.identity.site.clone();
+        let site = self.peer(peer).and_then(Peer::identity).ok_or_else(refused)?.site.clone();
         let offered = self.offers.get(&site).and_then(|(_, offer)| offer.by_index(service)).ok_or_else(refused)?;
         let name = ServiceName { service: offered.name.clone(), site };
         let (_, presence) = self.presences.by_service(&name, family).ok_or_else(refused)?;

@@ -35,4 +35,26 @@ pub struct PeerSettings {
     pub stock: bool,
     /// It introduces this site to others.
     pub hub: bool,
+    /// It is here for what a hub does, and no more: nothing is offered to it, taken of it or allowed it.
+    pub guest: Option<Guest>,
+}
+
+impl PeerSettings {
+    /// Whom it was invited to, if it was.
+    #[must_use]
+    pub fn host(&self) -> Option<&Name> {
+        match &self.guest {
+            Some(Guest::Invited(host)) => Some(host),
+            Some(Guest::Site) | None => None,
+        }
+    }
+}
+
+/// What a guest may do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Guest {
+    /// Attend, as the site that it is: one of another tenant, perhaps of another site's name.
+    Site,
+    /// Meet this site of its tenant, to join; whatever it says.
+    Invited(Name),
 }

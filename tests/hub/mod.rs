@@ -80,6 +80,7 @@ pub fn settings(peers: usize) -> Settings {
         keepalive_seconds: None,
         stock: false,
         hub: false,
+        guest: None,
     };
     Settings {
         site: name("hub"),

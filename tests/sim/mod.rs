@@ -90,6 +90,7 @@ pub fn peer(site: &str, seed: u8, endpoint: Option<&str>) -> PeerSettings {
         keepalive_seconds: endpoint.map(|_| 25),
         stock: false,
         hub: false,
+        guest: None,
     }
 }
 

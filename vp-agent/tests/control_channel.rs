@@ -204,6 +204,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         keepalive_seconds: Some(25),
         stock: false,
         hub: false,
+        guest: None,
     };
     let mapping = |service: &str| Mapping {
         service: service.parse().unwrap(),

@@ -91,6 +91,7 @@ impl Reader<'_> {
                 keepalive_seconds: keepalive.or(is_hub.then_some(hub::KEEPALIVE_SECONDS)),
                 stock: peer.stock.unwrap_or(false),
                 hub: is_hub,
+                guest: None,
             };
             if let Some((file, certificate)) = certificate {
                 let identity = Identity { site: name, tenant: None, groups: Vec::new() };

@@ -122,6 +122,7 @@ fn member(site: &Name, certificate: &Certificate) -> Member {
         keepalive_seconds: None,
         stock: false,
         hub: false,
+        guest: None,
     };
     Member { file: None, certificate: certificate.clone(), settings }
 }

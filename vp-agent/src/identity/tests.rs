@@ -36,6 +36,7 @@ fn settings(site: &str, public_key: PublicKey) -> PeerSettings {
         keepalive_seconds,
         stock: false,
         hub: false,
+        guest: None,
     }
 }
 
