@@ -6,16 +6,31 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 const PREFIX: &[u8] = b"virtual-presence join v1\n";
 
-/// Of who has `own`, to whom `other` is; or the other way round. `invited` is the token's public key, `joining` the one that is to
-/// be certified.
+/// Of who has `own`, for who has the private key to `other`. `invited` is the token's public key, `joining` the one that is to be
+/// certified.
 #[must_use]
-pub fn possession(own: &StaticSecret, other: &[u8; 32], invited: &[u8; 32], joining: &[u8; 32]) -> [u8; 32] {
-    let shared = own.diffie_hellman(&PublicKey::from(*other));
-    let key = hmac::Key::new(hmac::HMAC_SHA256, shared.as_bytes());
-    let tag = hmac::sign(&key, &[PREFIX, invited, joining].concat());
-    let mut proof = [0; 32];
-    proof.copy_from_slice(tag.as_ref());
-    proof
+pub fn possession(own: &StaticSecret, other: &[u8; 32], invited: &[u8; 32], joining: &[u8; 32]) -> Vec<u8> {
+    hmac::sign(&key(own, other), &message(invited, joining)).as_ref().to_vec()
+}
+
+/// Whether the one at the other end has shown that it has its private key.
+#[must_use]
+pub fn is_possession(
+    proof: &[u8],
+    own: &StaticSecret,
+    other: &[u8; 32],
+    invited: &[u8; 32],
+    joining: &[u8; 32],
+) -> bool {
+    hmac::verify(&key(own, other), &message(invited, joining), proof).is_ok()
+}
+
+fn key(own: &StaticSecret, other: &[u8; 32]) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, own.diffie_hellman(&PublicKey::from(*other)).as_bytes())
+}
+
+fn message(invited: &[u8; 32], joining: &[u8; 32]) -> Vec<u8> {
+    [PREFIX, invited, joining].concat()
 }
 
 #[cfg(test)]
@@ -27,10 +42,12 @@ mod tests {
         let [site, issuer, other] = [1, 2, 3].map(|seed| StaticSecret::from([seed; 32]));
         let public = |secret: &StaticSecret| PublicKey::from(secret).to_bytes();
         let invited = [9; 32];
-        let shown = possession(&site, &public(&issuer), &invited, &public(&site));
-        assert_eq!(shown, possession(&issuer, &public(&site), &invited, &public(&site)));
-        assert_ne!(shown, possession(&other, &public(&issuer), &invited, &public(&site)));
-        assert_ne!(shown, possession(&issuer, &public(&site), &[8; 32], &public(&site)));
-        assert_ne!(shown, possession(&issuer, &public(&site), &invited, &public(&other)));
+        let proof = possession(&site, &public(&issuer), &invited, &public(&site));
+        let holds = |proof: &[u8], invited, key| is_possession(proof, &issuer, &public(&site), invited, key);
+        assert!(holds(&proof, &invited, &public(&site)));
+        assert!(!holds(&proof, &[8; 32], &public(&site)) && !holds(&proof, &invited, &public(&other)));
+        assert!(!holds(&proof[1..], &invited, &public(&site)) && !holds(&[], &invited, &public(&site)));
+        let of_other = possession(&other, &public(&issuer), &invited, &public(&site));
+        assert!(!holds(&of_other, &invited, &public(&site)));
     }
 }

@@ -17,6 +17,9 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         findings.push(finding("peer-away", "warning", detail, fix));
     }
     findings.extend(agent.identities.findings(crate::clock::unix_seconds()));
+    findings.extend(agent.issuing.findings(crate::clock::unix_seconds()));
+    findings.extend(agent.renewing().and_then(|(renewal, certificate)| renewal.finding(&certificate)));
+    findings.extend(agent.seeking.as_ref().map(|seeking| seeking.finding()));
     let refused = agent.handle.call(|node, _, _| {
         let refused = node.refused_mappings();
         refused.first().map(|(service, error)| (refused.len(), format!("{service}: {error}")))

@@ -13,6 +13,7 @@ pub mod dataplane;
 pub mod dns;
 pub mod doctor;
 pub mod identity;
+pub mod joining;
 pub mod link;
 pub mod metrics;
 pub mod netlink;

@@ -4,20 +4,25 @@ use crate::clock::unix_seconds;
 use crate::control::{Link, Target};
 use crate::dataplane::Handle;
 use crate::identity::{Claim, Identities, Presented};
+use crate::joining::{Ask, Issuing, JoinError, Seeking};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use vp::addr::PeerId;
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
-use vp::identity::{List, Refusal};
-use vp::node::{Allowed, Introduction, Introductions, OfferError, Reason};
+use vp::identity::{JoinRefusal, List, Refusal};
+use vp::node::{Allowed, Guest, Introduction, Introductions, OfferError, PeerSettings, Reason};
 
 /// One for all peers.
 #[derive(Clone)]
 pub struct AgentLink {
     pub handle: Handle,
     pub identities: Arc<Identities>,
+    pub issuing: Arc<Issuing>,
+    /// While this site has not joined yet.
+    pub seeking: Option<Arc<Seeking>>,
 }
 
 impl Link for AgentLink {
@@ -59,7 +64,8 @@ impl Link for AgentLink {
 
     async fn introduce(&self, hub: PeerId, introductions: Introductions) {
         let named = self.handle.call(move |node, _, _| node.peer_site(hub).cloned()).await;
-        if let Ok(Some(name)) = named {
+        // Who has not joined yet trusts nobody.
+        if let (Ok(Some(name)), None) = (named, &self.seeking) {
             let shown = introductions.sites.iter().filter(|site| !site.certificate.is_empty());
             let claims: Vec<Claim> = shown.map(claim).collect();
             for (site, refusal) in self.identities.introduce(&name, &claims, unix_seconds()) {
@@ -96,6 +102,36 @@ impl Link for AgentLink {
         target.ok().flatten()
     }
 
+    async fn is_invited(&self, peer: PeerId) -> bool {
+        let own = self.issuing.site().clone();
+        self.settings(peer).await.is_some_and(|peer| peer.guest == Some(Guest::Invited(own)))
+    }
+
+    async fn join(&self, peer: PeerId, public_key: Vec<u8>, possession: Vec<u8>) -> Result<Vec<u8>, JoinError> {
+        let invited = self.settings(peer).await.ok_or(JoinRefusal::Expired)?.public_key;
+        let issuing = self.issuing.clone();
+        let join = move || issuing.join(&invited, &public_key, &possession, unix_seconds());
+        spawn_blocking(join).await.unwrap_or(Err(JoinRefusal::NotIssuer.into()))
+    }
+
+    async fn renew(&self, peer: PeerId, serial: Vec<u8>) -> Result<Vec<u8>, JoinError> {
+        let settings = self.settings(peer).await.ok_or(JoinRefusal::NotIssuedHere)?;
+        let issuing = self.issuing.clone();
+        let renew = move || issuing.renew(&settings.identity.site, &settings.public_key, &serial, unix_seconds());
+        spawn_blocking(renew).await.unwrap_or(Err(JoinRefusal::NotIssuer.into()))
+    }
+
+    async fn joining(&self, peer: PeerId) -> Option<Ask> {
+        let seeking = self.seeking.as_ref()?;
+        Some(seeking.ask(&self.settings(peer).await?.public_key))
+    }
+
+    async fn joined(&self, answer: Result<Vec<u8>, String>) {
+        if let Some(seeking) = self.seeking.clone() {
+            spawn_blocking(move || seeking.answered(answer)).await.ok();
+        }
+    }
+
     fn credentials(&self) -> watch::Receiver<Arc<Presented>> {
         self.identities.presented()
     }
@@ -112,6 +148,15 @@ impl Link for AgentLink {
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {
         self.identities.take_revocations(&bytes, unix_seconds())
+    }
+}
+
+impl AgentLink {
+    async fn settings(&self, peer: PeerId) -> Option<PeerSettings> {
+        let settings = self.handle.call(move |node, _, _| {
+            node.peer_settings().find(|(id, _)| *id == peer).map(|(_, settings)| settings.clone())
+        });
+        settings.await.ok().flatten()
     }
 }
 

@@ -85,6 +85,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     }
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let hub = r.hub(file.hub.as_ref())?;
+    let issuer = r.issuer(file.issuer.as_ref(), &trust, hub.is_some())?;
     let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings, any_trust)?;
@@ -99,6 +100,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         endpoints,
         carriers,
         hub_tls,
+        issuer,
         key,
         listen,
         interface,

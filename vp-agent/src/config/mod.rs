@@ -6,6 +6,7 @@ pub mod credentials;
 mod error;
 mod file;
 mod hub;
+mod issuer;
 pub mod keys;
 mod peers;
 mod requests;
@@ -20,6 +21,7 @@ pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
+use crate::joining::IssuerSettings;
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
 use std::collections::BTreeMap;
@@ -27,6 +29,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use vp::addr::Name;
 use vp::node::{ServicePattern, Settings};
 
@@ -51,6 +54,8 @@ pub struct Config {
     pub carriers: Vec<(Name, CarrierSettings)>,
     /// Where this hub is reached over TLS too.
     pub hub_tls: Option<ListenerSettings>,
+    /// This gateway certifies sites that join.
+    pub issuer: Option<Arc<IssuerSettings>>,
     /// May be missing only where the agent makes it at its first start: `site.key` of `state_dir`.
     pub key: PathBuf,
     /// Absent: any port.

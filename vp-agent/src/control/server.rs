@@ -4,7 +4,7 @@
 use super::connection::Connection;
 use super::credentials;
 use super::link::{Link, Target};
-use super::{attend, offer};
+use super::{attend, join, offer};
 use futures_util::stream::{self, Stream, StreamExt};
 use std::collections::VecDeque;
 use std::io;
@@ -23,8 +23,9 @@ use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
-    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, OffersRequest,
-    ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
+    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, JoinRequest,
+    JoinResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest, RegisterResponse,
+    RenewRequest, RenewResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -101,6 +102,7 @@ pub async fn run<L: Link>(
 ) {
     let service = Service {
         peer,
+        invited: link.is_invited(peer).await,
         link: link.clone(),
         announcements,
         requests: Mutex::new(Bucket::new(REQUESTS_A_SECOND, REQUESTS_AT_ONCE, Instant::now().into_std())),
@@ -119,6 +121,8 @@ pub async fn run<L: Link>(
 
 struct Service<L> {
     peer: PeerId,
+    /// It may join, and nothing else.
+    invited: bool,
     link: L,
     announcements: Arc<Announcements>,
     requests: Mutex<Bucket>,
@@ -127,6 +131,13 @@ struct Service<L> {
 
 impl<L> Service<L> {
     fn admit(&self) -> Result<(), Status> {
+        if self.invited {
+            return Err(Status::permission_denied("who was invited may join, and nothing else"));
+        }
+        self.admit_any()
+    }
+
+    fn admit_any(&self) -> Result<(), Status> {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         if requests.take(1, Instant::now().into_std()) {
             return Ok(());
@@ -183,6 +194,29 @@ impl<L: Link> Control for Service<L> {
             next: VecDeque::new(),
         };
         Ok(Response::new(Box::pin(stream::unfold(feed, credentials::Feed::next))))
+    }
+
+    async fn register(&self, _: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        self.admit()?;
+        Err(Status::unimplemented("this agent is no hub"))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        self.admit_any()?;
+        let JoinRequest { versions, public_key, possession } = request.into_inner();
+        speaks(&versions)?;
+        if !self.invited {
+            return Err(Status::permission_denied("this site has joined already, or never was invited"));
+        }
+        let (refused, certificate) = join::write_answer(self.link.join(self.peer, public_key, possession).await)?;
+        Ok(Response::new(JoinResponse { refused, certificate }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        self.admit()?;
+        let RenewRequest { serial } = request.into_inner();
+        let (refused, certificate) = join::write_answer(self.link.renew(self.peer, serial).await)?;
+        Ok(Response::new(RenewResponse { refused, certificate }))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

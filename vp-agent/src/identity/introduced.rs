@@ -82,10 +82,13 @@ impl Identities {
 }
 
 impl State {
-    /// All peers by certificate: those of the file, and those that are introduced and whom nothing else speaks of.
+    /// All peers by certificate: those of the file, those that this gateway certified, and those that are introduced and whom
+    /// nothing else speaks of.
     pub(super) fn assemble(&mut self, own_site: &Name, own_key: &PublicKey) {
         let mut members = self.written.clone();
-        for (site, Acquaintance { certificate, .. }) in self.introduced.values().flatten() {
+        let issued = self.issued.iter().map(|certificate| (certificate.site(), certificate));
+        let introduced = self.introduced.values().flatten().map(|(site, known)| (site, &known.certificate));
+        for (site, certificate) in issued.chain(introduced) {
             let key = certificate.public_key();
             let is_taken = members.contains_key(site)
                 || self.keys.contains_key(site)

@@ -4,12 +4,14 @@
 //! Of several certificates of one site and key the one issued last decides alone: one before it never comes back.
 
 mod introduced;
+mod issued;
 mod kept;
 mod show;
 #[cfg(test)]
 mod tests;
 
 pub use introduced::Claim;
+pub use issued::invited_name;
 pub use kept::Kept;
 
 use crate::config::credentials::read_certificate;
@@ -68,7 +70,9 @@ struct State {
     /// By certificate, in the file.
     written: BTreeMap<Name, Member>,
     introduced: Introduced,
-    /// Both.
+    /// By this gateway itself.
+    issued: Vec<Certificate>,
+    /// All of these.
     members: BTreeMap<Name, Member>,
     /// Of peers by key.
     keys: BTreeMap<Name, PublicKey>,
@@ -100,6 +104,7 @@ impl Identities {
             own: None,
             written: BTreeMap::new(),
             introduced,
+            issued: Vec::new(),
             members: BTreeMap::new(),
             keys: BTreeMap::new(),
             learnt: learnt.collect(),

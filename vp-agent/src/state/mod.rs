@@ -7,6 +7,7 @@ mod runtime;
 
 pub use journal::{FileJournal, Syncer, kept_leases};
 pub use runtime::{Endpoints, KeptIdentity, Port, Runtime};
+pub(crate) use runtime::{read_json, write_json};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -53,6 +54,12 @@ impl StateDir {
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+
+    /// It is gone then, also after a crash.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let file = self.file(name);
+        std::fs::remove_file(&file).and_then(|()| File::open(&self.path)?.sync_all()).map_err(in_file(&file))
+    }
 }
 
 fn in_file(path: &Path) -> impl Fn(io::Error) -> StateError {
@@ -88,7 +95,7 @@ fn read_own(path: &Path) -> Result<Option<String>, StateError> {
 }
 
 /// The whole file at once: after a crash the old or the new is there, never a part.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || {
         let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
