@@ -84,6 +84,9 @@ pub struct Dns {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PeerStatus {
     pub site: String,
+    /// It attends at this hub and no more: a site of another tenant, or one that was invited to join.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub guest: bool,
     /// `up`, `connecting` or `waiting` (for a peer without an endpoint to call); for a peer by certificate that is not there,
     /// why it does not hold, such as `expired` or `revoked`.
     pub state: String,
@@ -114,6 +117,17 @@ pub struct PeerStatus {
     pub groups: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
+}
+
+impl PeerStatus {
+    /// What tells it from all others: a guest's site may be called as another's is.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self.tenant.as_ref().filter(|_| self.guest) {
+            Some(tenant) => format!("{}.{tenant}", self.site),
+            None => self.site.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

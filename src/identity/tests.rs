@@ -267,6 +267,7 @@ fn golden_vectors_are_made_and_read_byte_for_byte() {
         (include_str!("../../proto/golden/revocations-by-issuer.hex"), later(&issuer)),
         (include_str!("../../proto/golden/signing-key.hex"), acme.to_bytes().to_vec()),
         (include_str!("../../proto/golden/signing-key-of-issuer.hex"), issuer.to_bytes().to_vec()),
+        (include_str!("../../proto/golden/invitation-by-issuer.hex"), invitation(&issuer, 0xe1).to_bytes()),
     ];
     let made: Vec<String> = golden.iter().map(|(_, made)| hex_lines(made)).collect();
     for ((file, _), made) in golden.iter().zip(&made) {
@@ -285,6 +286,38 @@ fn golden_vectors_are_made_and_read_byte_for_byte() {
     }
     let keys = [&golden[4].1, &golden[5].1].map(|bytes| Issuer::read(bytes).expect("a key").public_key());
     assert_eq!(keys, [acme.public_key(), issuer.public_key()]);
+}
+
+fn invitation(by: &Issuer, number: u8) -> Invitation {
+    by.invitation(&name("cloud"), [8; 32], serial(number), days(0, 1)).expect("issued")
+}
+
+#[test]
+fn an_invitation_is_one_to_its_site_of_its_tenant_for_its_time_and_no_certificate() {
+    let (acme, none) = (authority("acme", 1), Revocations::default());
+    let issuer = acme.delegate(&[2; 32], serial(0xd1), days(0, 30)).expect("delegated");
+    let (bytes, trust) = (invitation(&issuer, 1).to_bytes(), trust(&[&acme]));
+    let at = |tenant: &str, site: &str, known: &Revocations, now| {
+        Invitation::verify(&bytes, (&name(tenant), &name(site)), &trust, known, now).map(|_| ())
+    };
+    assert_eq!(at("acme", "cloud", &none, NOW), Ok(()));
+    assert_eq!(at("beta", "cloud", &none, NOW), Err(Refusal::WrongTenant));
+    assert_eq!(at("acme", "depot", &none, NOW), Err(Refusal::WrongSite));
+    assert_eq!(at("acme", "cloud", &none, NOW + DAY), Err(Refusal::Expired));
+    assert_eq!(at("acme", "cloud", &none, NOW - DAY), Err(Refusal::NotYetValid));
+    for revoked in [serial(1), serial(0xd1)] {
+        let list = acme.revoke(None, revoked, 0, NOW).expect("signed");
+        let mut known = Revocations::default();
+        known.add(&list.to_bytes(), &trust, NOW).expect("good");
+        assert_eq!(at("acme", "cloud", &known, NOW), Err(Refusal::Revoked));
+    }
+    assert!(Certificate::read(&bytes).is_err() && Invitation::read(&certificate(&acme, 1).to_bytes()).is_err());
+    for at in 0..bytes.len() {
+        let mut altered = bytes.clone();
+        altered[at] ^= 1;
+        let same = Invitation::read(&altered).is_ok_and(|read| read.to_bytes() == altered);
+        assert!(!same, "altered at {at}");
+    }
 }
 
 fn hex_lines(bytes: &[u8]) -> String {

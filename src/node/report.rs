@@ -35,6 +35,7 @@ impl Node {
             .map_or(0, |(_, offer)| offer.services().len());
         Some(api::PeerStatus {
             site: settings.identity.site.to_string(),
+            guest: settings.guest.is_some(),
             state: state.to_owned(),
             path: tunnel.path.filter(|_| up).map_or("none", kind).to_owned(),
             paths: tunnel.paths.into_iter().map(path_status).collect(),
@@ -56,6 +57,11 @@ impl Node {
     /// The peers, with what a shell needs to call them.
     pub fn peer_settings(&self) -> impl Iterator<Item = (PeerId, &super::PeerSettings)> {
         self.peers.iter().map(|(id, peer)| (id, &peer.settings))
+    }
+
+    #[must_use]
+    pub fn peer_of_key(&self, public_key: &[u8; 32]) -> Option<&super::PeerSettings> {
+        Some(&self.peer(self.peers.by_key(public_key)?)?.settings)
     }
 
     #[must_use]

@@ -11,7 +11,7 @@ use vp_proto::api::Finding;
 pub async fn health(agent: &Agent) -> Vec<Finding> {
     let mut findings = Vec::new();
     let peers = agent.handle.call(|node, _, now| node.peers(now)).await.unwrap_or_default();
-    for (_, peer) in peers.iter().filter(|(_, peer)| peer.state != "up") {
+    for (_, peer) in peers.iter().filter(|(_, peer)| peer.state != "up" && !peer.guest) {
         let detail = format!("{} is {}", peer.site, peer.state);
         let fix = "see that the peer's agent runs, that its endpoint is right and that UDP passes";
         findings.push(finding("peer-away", "warning", detail, fix));

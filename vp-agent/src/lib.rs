@@ -18,6 +18,7 @@ pub mod link;
 pub mod metrics;
 pub mod netlink;
 pub mod nft;
+pub mod registry;
 pub mod state;
 #[allow(unsafe_code)] // system calls that the standard library does not have; each block says why it is sound
 pub mod sys;

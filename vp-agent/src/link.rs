@@ -3,8 +3,9 @@
 use crate::clock::unix_seconds;
 use crate::control::{Link, Target};
 use crate::dataplane::Handle;
-use crate::identity::{Claim, Identities, Presented};
+use crate::identity::{Claim, Identities, Offered, PeerName, Place, Presented};
 use crate::joining::{Ask, Issuing, JoinError, Seeking};
+use crate::registry::{Registry, Unregistered};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -23,6 +24,8 @@ pub struct AgentLink {
     pub issuing: Arc<Issuing>,
     /// While this site has not joined yet.
     pub seeking: Option<Arc<Seeking>>,
+    /// A hub's.
+    pub registry: Option<Arc<Registry>>,
 }
 
 impl Link for AgentLink {
@@ -81,10 +84,16 @@ impl Link for AgentLink {
     }
 
     async fn introductions(&self, peer: PeerId) -> Introductions {
-        let told = self.handle.call(move |node, _, _| node.introductions(peer)).await;
-        let mut told = told.unwrap_or_default();
-        for site in &mut told.sites {
-            site.certificate = self.identities.certificate_of(&site.site).unwrap_or_default();
+        let told = self.handle.call(move |node, _, _| {
+            let told = node.introductions(peer);
+            let name = |site: &Introduction| node.peer_of_key(&site.public_key).map(PeerName::of);
+            let names: Vec<Option<PeerName>> = told.sites.iter().map(name).collect();
+            (told, names)
+        });
+        let (mut told, names) = told.await.unwrap_or_default();
+        for (site, name) in told.sites.iter_mut().zip(names) {
+            let certificate = name.and_then(|name| self.identities.certificate_of(&name));
+            site.certificate = certificate.unwrap_or_default();
         }
         told
     }
@@ -139,11 +148,30 @@ impl Link for AgentLink {
     async fn take_certificate(&self, peer: PeerId, bytes: Vec<u8>) -> Result<bool, Refusal> {
         let subject = self.handle.call(move |node, _, _| {
             let (_, settings) = node.peer_settings().find(|(id, _)| *id == peer)?;
-            Some((settings.identity.site.clone(), settings.public_key))
+            Some((PeerName::of(settings), settings.public_key))
         });
         // One that was just taken away presents nothing.
-        let Ok(Some((site, key))) = subject.await else { return Ok(false) };
-        self.identities.take_certificate(&site, &key, &bytes, unix_seconds())
+        let Ok(Some((name, key))) = subject.await else { return Ok(false) };
+        let taken = self.identities.take_certificate(&name, &key, &bytes, unix_seconds())?;
+        if let Some(registry) = &self.registry
+            && let Some(tenant) = self.identities.tenant_of(&name)
+        {
+            registry.present((tenant, name.site), bytes).await;
+        }
+        Ok(taken)
+    }
+
+    async fn register(&self, peer: PeerId, offered: Offered) -> Option<Result<Option<Place>, Unregistered>> {
+        let registry = self.registry.as_ref()?;
+        let by = self.handle.call(move |node, _, _| {
+            let (_, settings) = node.peer_settings().find(|(id, _)| *id == peer)?;
+            let may = settings.host().is_none();
+            settings.identity.tenant.clone().filter(|_| may).map(|tenant| (tenant, settings.identity.site.clone()))
+        });
+        let Ok(Some((tenant, site))) = by.await else {
+            return Some(Err(self.identities.refuse_record(Refusal::WrongTenant).into()));
+        };
+        Some(registry.register((&tenant, &site), &offered).await)
     }
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {

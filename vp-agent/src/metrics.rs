@@ -72,7 +72,7 @@ fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
     let (packets_in, packets_out) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
     let (up, age, rtt) = (Family::<Labels, Gauge>::default(), Floats::default(), Floats::default());
     for peer in peers {
-        let of_peer = label("peer", &peer.site);
+        let of_peer = label("peer", &peer.name());
         received.get_or_create(&of_peer).inc_by(peer.rx_bytes);
         sent.get_or_create(&of_peer).inc_by(peer.tx_bytes);
         packets_in.get_or_create(&of_peer).inc_by(peer.rx_packets);
@@ -139,7 +139,7 @@ fn identity(registry: &mut Registry, agent: &Agent) {
         refused.get_or_create(&label("reason", refusal.word())).inc_by(count);
     }
     for (site, seconds) in agent.identities.remaining(now) {
-        remaining.get_or_create(&label("site", site.as_str())).set(seconds as f64);
+        remaining.get_or_create(&label("site", &site)).set(seconds as f64);
     }
     for (tenant, signer, version) in agent.identities.versions() {
         let labels = [label("tenant", &tenant), label("signer", &signer)].concat();

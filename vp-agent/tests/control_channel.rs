@@ -18,7 +18,8 @@ use vp::node::{
     Target,
 };
 use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
-use vp_agent::identity::Presented;
+use vp_agent::identity::{Offered, Place, Presented};
+use vp_agent::registry::Unregistered;
 use vp_proto::control::ReplyRoute;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -170,6 +171,10 @@ impl Link for NodeLink {
 
     async fn take_certificate(&self, _: PeerId, _: Vec<u8>) -> Result<bool, Refusal> {
         Ok(false)
+    }
+
+    async fn register(&self, _: PeerId, _: Offered) -> Option<Result<Option<Place>, Unregistered>> {
+        None
     }
 
     async fn take_revocations(&self, _: Vec<u8>) -> Result<(List, bool), Refusal> {

@@ -112,7 +112,7 @@ impl Agent {
             Err(Refusal::Revoked) => "certificate-revoked",
             Err(_) => "certificate-refused",
         };
-        let whose = peer.as_ref().unwrap_or(&self.site);
+        let whose = peer.as_ref().map_or_else(|| self.site.to_string(), ToString::to_string);
         match verdict {
             Ok(()) => tracing::info!("the certificate {} of {whose} holds", certificate.serial()),
             Err(refusal) => tracing::warn!("the certificate {} of {whose}: {refusal}", certificate.serial()),
@@ -121,7 +121,8 @@ impl Agent {
         AuditRecord {
             event: event.to_owned(),
             site: self.site.to_string(),
-            peer: peer.as_ref().map(ToString::to_string),
+            peer: peer.as_ref().map(|peer| peer.site.to_string()),
+            tenant: peer.as_ref().map(|_| certificate.tenant().to_string()),
             reason: verdict.err().map(|refusal| refusal.word().to_owned()),
             detail: Some(format!("serial {serial}, tenant {tenant}, until {end}")),
             ..AuditRecord::default()

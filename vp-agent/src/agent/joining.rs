@@ -4,6 +4,7 @@ use super::{Agent, Refused};
 use crate::audit::Entry;
 use crate::clock::unix_seconds;
 use crate::config::Config;
+use crate::control::RegisterError;
 use crate::joining::{Order, Renewal, Way};
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,10 +123,58 @@ impl Agent {
         let issuing = self.issuing.clone();
         let invited = spawn_blocking(move || issuing.invite(&order, way, unix_seconds())).await;
         let (token, invitation) = invited.map_err(|error| Refused::Host(error.into()))?.map_err(Refused::Request)?;
-        // Who has the token finds the door open.
+        // Who has the token finds the door open, also behind a hub.
         self.settle().await;
+        let warnings = self.register_at_hubs().await;
         let token = token.to_text().to_string();
-        Ok(api::InviteResponse { invitation, token, warnings: Vec::new() })
+        Ok(api::InviteResponse { invitation, token, warnings })
+    }
+}
+
+/// What hubs are to know of whom this issuer invited and certified; again and again until they do.
+pub(super) async fn follow_hubs(agent: Arc<Agent>) {
+    let mut tick = interval(PAUSE);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = agent.issuing.issued.notified() => {}
+        }
+        agent.register_at_hubs().await;
+    }
+}
+
+impl Agent {
+    /// What could not be done, one line each; it is tried again.
+    async fn register_at_hubs(&self) -> Vec<String> {
+        let _one_at_a_time = self.registering.lock().await;
+        let hubs = self.handle.call(|node, _, _| {
+            let hubs = node.peer_settings().filter(|(_, peer)| peer.hub);
+            hubs.map(|(id, peer)| (id, peer.identity.site.clone())).collect::<Vec<_>>()
+        });
+        let mut failed = Vec::new();
+        for (id, hub) in hubs.await.unwrap_or_default() {
+            let mut done = Vec::new();
+            for (key, offered) in self.issuing.unregistered(&hub) {
+                match self.control.register(id, offered).await {
+                    Ok(()) | Err(RegisterError::NoHub) => done.push(key),
+                    Err(error @ RegisterError::Refused(_)) => {
+                        tracing::warn!("hub {hub}: {error}");
+                        failed.push(format!("hub {hub}: {error}"));
+                        done.push(key);
+                    }
+                    Err(error @ RegisterError::Later(_)) => {
+                        failed.push(format!("hub {hub} does not know of it yet: {error}"));
+                        break;
+                    }
+                }
+            }
+            if !done.is_empty() {
+                let issuing = self.issuing.clone();
+                spawn_blocking(move || issuing.registered(&done, &hub)).await.ok();
+            }
+        }
+        failed
     }
 }
 

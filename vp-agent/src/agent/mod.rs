@@ -7,6 +7,7 @@ mod identity;
 mod joining;
 mod names;
 mod records;
+mod registered;
 mod resolve;
 mod running;
 mod settings;
@@ -22,11 +23,12 @@ use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::dns::Dns;
-use crate::identity::{Identities, Kept};
+use crate::identity::{Identities, Kept, PeerName};
 use crate::joining::{Issuing, Renewal, Seeking, Told};
 use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
+use crate::registry::Registry;
 use crate::state::{Endpoints, FileJournal, Port, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
@@ -53,6 +55,8 @@ pub struct Agent {
     pub handle: Handle,
     pub control: Control<AgentLink>,
     pub identities: Arc<Identities>,
+    /// A hub's.
+    pub registry: Option<Arc<Registry>>,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -72,6 +76,8 @@ pub struct Agent {
     /// Of a site that joined.
     pub renewal: Option<Arc<Renewal>>,
     told: Arc<Told>,
+    /// Held while hubs are told.
+    registering: Mutex<()>,
     learnt: std::sync::Mutex<Learnt>,
     /// For the loop: peers may have other names than before.
     peers_changed: AtomicBool,
@@ -153,6 +159,11 @@ impl Agent {
         let by_key = &config.settings.peers;
         let kept = Kept::load(&state)?;
         let identities = Arc::new(Identities::new(site.clone(), public_key, &config.credentials, by_key, kept));
+        let registry = match config.settings.hub {
+            Some(_) => Some(Arc::new(Registry::open(&state, identities.clone()).await?)),
+            None => None,
+        };
+        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::error!("{damage}"));
         let issuing = Issuing::new(site.clone(), key.clone(), state.clone(), identities.clone(), told.clone())?;
         let issuing = Arc::new(issuing);
         issuing.configure(config.issuer.clone());
@@ -183,6 +194,7 @@ impl Agent {
             identities: identities.clone(),
             issuing: issuing.clone(),
             seeking: seeking.clone(),
+            registry: registry.clone(),
         };
         let (control, notices) = Control::start(link, seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
@@ -199,6 +211,7 @@ impl Agent {
             handle,
             control,
             identities,
+            registry,
             started: Instant::now(),
             offload,
             listen,
@@ -213,6 +226,7 @@ impl Agent {
             seeking,
             renewal: renewal.map(Arc::new),
             told,
+            registering: Mutex::new(()),
             learnt: std::sync::Mutex::new(Learnt { endpoints, unsaved: false }),
             peers_changed: AtomicBool::new(false),
             presences_changed: Notify::new(),
@@ -342,9 +356,9 @@ impl Agent {
         self.audit.write([Entry::Record(record)]);
     }
 
-    fn learn_endpoint(&self, site: &Name, to: SocketAddr) {
+    fn learn_endpoint(&self, peer: &PeerName, to: SocketAddr) {
         let mut learnt = self.learnt();
-        learnt.endpoints.0.insert(site.to_string(), to);
+        learnt.endpoints.0.insert(peer.to_string(), to);
         learnt.unsaved = true;
         self.endpoint_learnt.notify_one();
     }

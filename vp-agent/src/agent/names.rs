@@ -1,8 +1,9 @@
 //! Names of peers by their numbers, as records of flows need them.
 
 use crate::dataplane::Handle;
+use crate::identity::PeerName;
 use std::collections::BTreeMap;
-use vp::addr::{Identity, Name, PeerId};
+use vp::addr::{Name, PeerId};
 use vp::node::{Event, PeerSettings};
 
 /// Belongs to the loop alone. A number that one peer gave up may become another's: what the node told of the first, up
@@ -14,7 +15,7 @@ pub(super) struct Names(BTreeMap<PeerId, Known>);
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Known {
     pub public_key: [u8; 32],
-    pub site: Name,
+    pub name: PeerName,
     pub tenant: Option<Name>,
 }
 
@@ -32,8 +33,8 @@ impl Names {
         let peers = handle.call(|node, _, _| {
             let named = node.peer_settings();
             let known = |settings: &PeerSettings| {
-                let Identity { site, tenant, .. } = settings.identity.clone();
-                Known { public_key: settings.public_key, site, tenant }
+                let (name, tenant) = (PeerName::of(settings), settings.identity.tenant.clone());
+                Known { public_key: settings.public_key, name, tenant }
             };
             named.map(|(peer, settings)| (peer, known(settings))).collect()
         });
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     fn peer(number: u32, key: u8, site: &str) -> (PeerId, Known) {
-        (PeerId(number), Known { public_key: [key; 32], site: Name::new(site).expect("name"), tenant: None })
+        (PeerId(number), Known { public_key: [key; 32], name: Name::new(site).expect("name").into(), tenant: None })
     }
 
     #[test]
@@ -79,14 +80,14 @@ mod tests {
         let mut names = Names::default();
         names.learn(vec![peer(0, 1, "cloud"), peer(1, 2, "depot")]);
         names.learn(vec![peer(0, 3, "factory"), peer(1, 2, "warehouse")]);
-        assert_eq!(names.of(PeerId(0)).map(|known| known.site.as_str()), Some("cloud"));
+        assert_eq!(names.of(PeerId(0)).map(|known| known.name.site.as_str()), Some("cloud"));
         assert_eq!(
-            names.of(PeerId(1)).map(|known| known.site.as_str()),
+            names.of(PeerId(1)).map(|known| known.name.site.as_str()),
             Some("warehouse"),
             "the same peer under another name"
         );
         names.forget(PeerId(0));
         names.learn(vec![peer(0, 3, "factory")]);
-        assert_eq!(names.of(PeerId(0)).map(|known| known.site.as_str()), Some("factory"));
+        assert_eq!(names.of(PeerId(0)).map(|known| known.name.site.as_str()), Some("factory"));
     }
 }

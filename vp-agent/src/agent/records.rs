@@ -67,7 +67,7 @@ pub(super) fn peer_record(event: &str, own: &Own, peer: &Known) -> AuditRecord {
         event: event.to_owned(),
         site: own.site.to_owned(),
         tenant: peer.tenant.as_ref().map(ToString::to_string),
-        peer: Some(peer.site.to_string()),
+        peer: Some(peer.name.site.to_string()),
         ..AuditRecord::default()
     }
 }

@@ -112,9 +112,9 @@ impl Running {
             Event::PeerUp(peer) => tracing::info!("peer {} is up", self.name(*peer)),
             Event::PeerDown(peer) => tracing::info!("peer {} is down", self.name(*peer)),
             Event::PeerMoved { peer, to } => {
-                if let Some(Known { site, .. }) = self.names.of(*peer) {
-                    tracing::info!("peer {site} is at {to}");
-                    to.endpoint().into_iter().for_each(|endpoint| self.agent.learn_endpoint(site, endpoint));
+                if let Some(Known { name, .. }) = self.names.of(*peer) {
+                    tracing::info!("peer {name} is at {to}");
+                    to.endpoint().into_iter().for_each(|endpoint| self.agent.learn_endpoint(name, endpoint));
                 }
             }
             Event::Control { .. }
@@ -158,7 +158,9 @@ impl Running {
         | Notice::Introduced { hub: peer, .. }
         | Notice::IntroductionsRefused { hub: peer, .. }
         | Notice::CredentialRefused { peer, .. }
-        | Notice::RevocationsTaken { peer, .. }) = notice;
+        | Notice::RevocationsTaken { peer, .. }
+        | Notice::Registered { peer, .. }
+        | Notice::RegistrationRefused { peer, .. }) = notice;
         if self.names.of(peer).is_none() {
             self.names.ask(&self.agent.handle).await;
         }
@@ -180,18 +182,26 @@ impl Running {
             }
             Notice::CredentialRefused { what, refusal, .. } => {
                 tracing::warn!("peer {site}: {what:?} refused: {refusal}");
-                self.agent.tell_refused(Some(site), what, refusal);
+                self.agent.tell_refused(Some(&site), what, refusal);
             }
             Notice::RevocationsTaken { tenant, version, .. } => {
                 tracing::info!("peer {site}: revocations of {tenant}, version {version}");
-                self.agent.tell_revocations(Some(site), &tenant, version);
+                self.agent.tell_revocations(Some(&site), &tenant, version);
+            }
+            Notice::Registered { place, .. } => {
+                tracing::info!("peer {site}: registered {place}");
+                self.agent.tell_registered(self.names.of(peer), Ok(place));
+            }
+            Notice::RegistrationRefused { refusal, .. } => {
+                tracing::warn!("peer {site}: not registered: {refusal}");
+                self.agent.tell_registered(self.names.of(peer), Err(refusal));
             }
         }
     }
 
     /// For people; one that was just removed from the configuration may have none.
-    fn name(&self, peer: PeerId) -> &str {
-        self.names.of(peer).map_or("(removed)", |known| known.site.as_str())
+    fn name(&self, peer: PeerId) -> String {
+        self.names.of(peer).map_or_else(|| "(removed)".to_owned(), |known| known.name.to_string())
     }
 
     /// The host as it was before.

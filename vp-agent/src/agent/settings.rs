@@ -1,6 +1,7 @@
 //! What the file and vp-ctl want together, and what a reload may change.
 
 use crate::config::{self, Config, ConfigError, one_line};
+use crate::identity::PeerName;
 use crate::state::{Endpoints, Runtime};
 use vp::addr::Limits;
 use vp::node::{PeerSettings, Settings};
@@ -39,10 +40,10 @@ pub(super) fn effective(
         }
     }
     for peer in &mut settings.peers {
-        let site = peer.identity.site.as_str();
-        let configured = config.endpoints.iter().any(|(of, _)| of.as_str() == site);
+        let name = PeerName::of(peer).to_string();
+        let configured = config.endpoints.iter().any(|(of, _)| of.as_str() == name);
         if peer.endpoint.is_none() && !configured {
-            peer.endpoint = endpoints.0.get(site).copied();
+            peer.endpoint = endpoints.0.get(&name).copied();
         }
     }
     (settings, clashes)

@@ -23,8 +23,12 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(identity::look_at_files(agent.clone()));
     tokio::spawn(joining::tell(agent.clone()));
     tokio::spawn(joining::follow_invitations(agent.clone()));
+    tokio::spawn(joining::follow_hubs(agent.clone()));
     tokio::spawn(joining::renew(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
+    if let Some(registry) = agent.registry.clone() {
+        tokio::spawn(every(crate::registry::REVIEW_PAUSE, async move || registry.review().await));
+    }
     tokio::spawn(crate::dns::run(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
     tokio::spawn(follow_audit(agent.clone()));

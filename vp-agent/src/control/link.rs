@@ -1,7 +1,8 @@
 //! What the control channel asks of the gateway it speaks for.
 
-use crate::identity::Presented;
+use crate::identity::{Offered, Place, Presented};
 use crate::joining::{Ask, JoinError};
+use crate::registry::Unregistered;
 use std::future::ready;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -50,6 +51,13 @@ pub trait Link: Clone + Send + Sync + 'static {
 
     /// Whom this hub tells that site of now.
     fn introductions(&self, peer: PeerId) -> impl Future<Output = Introductions> + Send;
+
+    /// What a site of this hub's has registered: where it stands then, if it is new. None if this gateway is no hub.
+    fn register(
+        &self,
+        peer: PeerId,
+        offered: Offered,
+    ) -> impl Future<Output = Option<Result<Option<Place>, Unregistered>>> + Send;
 
     /// What this gateway would decide about a call of the peer's caller (none: any host of its site).
     fn explain(

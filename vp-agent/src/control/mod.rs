@@ -11,6 +11,7 @@ mod credentials;
 mod join;
 mod link;
 pub mod offer;
+mod register;
 mod server;
 mod stack;
 #[cfg(test)]
@@ -18,7 +19,9 @@ mod tests;
 
 pub use credentials::What;
 pub use link::{Link, Target};
+pub use register::RegisterError;
 
+use crate::identity::Place;
 use client::Client;
 use connection::Wire;
 use server::Announcements;
@@ -83,6 +86,15 @@ pub enum Notice {
         peer: PeerId,
         tenant: Name,
         version: u64,
+    },
+    /// The peer had something registered here, which stands there now.
+    Registered {
+        peer: PeerId,
+        place: Place,
+    },
+    RegistrationRefused {
+        peer: PeerId,
+        refusal: Refusal,
     },
 }
 
@@ -322,7 +334,7 @@ async fn run<L: Link>(
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     tokio::select! {
         () = wire.run(peer, &link, packets, accepted, &hurry) => {}
-        () = server::run(peer, &link, announcements, incoming) => {}
+        () = server::run(peer, &link, announcements, incoming, client.notices.clone()) => {}
         () = client.run(&wire, &hurry) => {}
     }
 }

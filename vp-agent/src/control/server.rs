@@ -4,7 +4,8 @@
 use super::connection::Connection;
 use super::credentials;
 use super::link::{Link, Target};
-use super::{attend, join, offer};
+use super::{Notice, Notices, attend, join, offer, register};
+use crate::registry::Unregistered;
 use futures_util::stream::{self, Stream, StreamExt};
 use std::collections::VecDeque;
 use std::io;
@@ -99,13 +100,17 @@ pub async fn run<L: Link>(
     link: &L,
     announcements: Arc<Announcements>,
     accepted: mpsc::Receiver<Connection>,
+    notices: Notices,
 ) {
+    let bucket = |rate, at_once| Mutex::new(Bucket::new(rate, at_once, Instant::now().into_std()));
     let service = Service {
         peer,
         invited: link.is_invited(peer).await,
         link: link.clone(),
         announcements,
-        requests: Mutex::new(Bucket::new(REQUESTS_A_SECOND, REQUESTS_AT_ONCE, Instant::now().into_std())),
+        notices,
+        requests: bucket(REQUESTS_A_SECOND, REQUESTS_AT_ONCE),
+        registrations: bucket(register::REGISTRATIONS_A_SECOND, register::REGISTRATIONS_AT_ONCE),
         probes: Semaphore::new(PROBES_MAX),
     };
     let service = ControlServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
@@ -125,7 +130,9 @@ struct Service<L> {
     invited: bool,
     link: L,
     announcements: Arc<Announcements>,
+    notices: Notices,
     requests: Mutex<Bucket>,
+    registrations: Mutex<Bucket>,
     probes: Semaphore,
 }
 
@@ -138,11 +145,15 @@ impl<L> Service<L> {
     }
 
     fn admit_any(&self) -> Result<(), Status> {
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if requests.take(1, Instant::now().into_std()) {
-            return Ok(());
-        }
-        Err(Status::resource_exhausted(format!("at most {REQUESTS_A_SECOND} requests a second are answered")))
+        take(&self.requests, REQUESTS_A_SECOND, "requests")
+    }
+}
+
+fn take(from: &Mutex<Bucket>, rate: u64, what: &str) -> Result<(), Status> {
+    let mut bucket = from.lock().unwrap_or_else(PoisonError::into_inner);
+    match bucket.take(1, Instant::now().into_std()) {
+        true => Ok(()),
+        false => Err(Status::resource_exhausted(format!("at most {rate} {what} a second are answered"))),
     }
 }
 
@@ -196,9 +207,21 @@ impl<L: Link> Control for Service<L> {
         Ok(Response::new(Box::pin(stream::unfold(feed, credentials::Feed::next))))
     }
 
-    async fn register(&self, _: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+    async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
         self.admit()?;
-        Err(Status::unimplemented("this agent is no hub"))
+        take(&self.registrations, register::REGISTRATIONS_A_SECOND, "registrations")?;
+        let (peer, offered) = (self.peer, register::read(request.into_inner())?);
+        let Some(registered) = self.link.register(peer, offered).await else {
+            return Err(Status::unimplemented("this agent is no hub"));
+        };
+        match &registered {
+            Ok(Some(place)) => self.notices.tell(Notice::Registered { peer, place: place.clone() }),
+            Err(Unregistered::Refused(refusal)) => {
+                self.notices.tell(Notice::RegistrationRefused { peer, refusal: *refusal });
+            }
+            Ok(None) | Err(Unregistered::Store(_)) => {}
+        }
+        register::answer(registered.map(|_| ())).map(Response::new)
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {

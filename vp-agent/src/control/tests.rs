@@ -1,7 +1,8 @@
 //! Two agents back to back on a wire in memory, with time that passes only while everyone waits.
 
 use super::*;
-use crate::identity::Presented;
+use crate::identity::{Offered, Place, Presented};
+use crate::registry::Unregistered;
 use std::net::IpAddr;
 use std::str::FromStr;
 use vp::addr::{Name, PortRange, Protocol};
@@ -127,6 +128,10 @@ impl Link for TestLink {
         assert_eq!(peer, PEER);
         self.0.shown.send_replace(Some(Certificate::read(&bytes)?));
         Ok(true)
+    }
+
+    async fn register(&self, _: PeerId, _: Offered) -> Option<Result<Option<Place>, Unregistered>> {
+        None
     }
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {

@@ -1,12 +1,12 @@
 //! Peers that the file does not name: a hub introduced them, and a certificate of a trusted authority says who they are.
 
-use super::{Identities, PublicKey, State};
+use super::{Identities, PeerName, PublicKey, State};
 use crate::config::Member;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vp::addr::{Identity, Name};
 use vp::hub::BINDINGS_MAX;
 use vp::identity::{Certificate, Refusal};
-use vp::node::PeerSettings;
+use vp::node::{Guest, PeerSettings};
 
 /// Whom each hub introduces.
 pub(super) type Introduced = BTreeMap<Name, BTreeMap<Name, Acquaintance>>;
@@ -58,8 +58,9 @@ impl Identities {
                 }
             }
         }
+        let claimed: BTreeSet<&Name> = claims.iter().map(|claim| &claim.site).collect();
         for (site, known) in state.introduced.get(hub).into_iter().flatten() {
-            if !claims.iter().any(|claim| claim.site == *site) {
+            if !claimed.contains(site) {
                 let missed = known.missed.or(Some(now));
                 told.insert(site.clone(), Acquaintance { missed, ..known.clone() });
             }
@@ -76,29 +77,35 @@ impl Identities {
 
     /// What the peer shows for itself, for others to judge.
     #[must_use]
-    pub fn certificate_of(&self, site: &Name) -> Option<Vec<u8>> {
-        self.state().certificate(site).map(Certificate::to_bytes)
+    pub fn certificate_of(&self, peer: &PeerName) -> Option<Vec<u8>> {
+        self.state().certificate(peer).map(Certificate::to_bytes)
     }
 }
 
 impl State {
-    /// All peers by certificate: those of the file, those that this gateway certified, and those that are introduced and whom
-    /// nothing else speaks of.
+    /// All peers by certificate: those of the file, those that are registered here, and those that are introduced; whoever
+    /// has a name or a key first keeps it.
     pub(super) fn assemble(&mut self, own_site: &Name, own_key: &PublicKey) {
         let mut members = self.written.clone();
-        let issued = self.issued.iter().map(|certificate| (certificate.site(), certificate));
-        let introduced = self.introduced.values().flatten().map(|(site, known)| (site, &known.certificate));
-        for (site, certificate) in issued.chain(introduced) {
-            let key = certificate.public_key();
-            let is_taken = members.contains_key(site)
-                || self.keys.contains_key(site)
-                || self.keys.values().any(|known| known == key)
-                || members.values().any(|member| member.settings.public_key == *key);
-            if !is_taken && site != own_site && key != own_key && members.len() < BINDINGS_MAX {
-                members.insert(site.clone(), member(site, certificate));
+        let of_members = members.values().map(|member| member.settings.public_key);
+        let mut taken: BTreeSet<PublicKey> = of_members.chain(self.keys.values().copied()).chain([*own_key]).collect();
+        let is_free = |members: &BTreeMap<PeerName, Member>, site: &Name| {
+            let name = site.clone().into();
+            site != own_site && !members.contains_key(&name) && !self.keys.contains_key(&name)
+        };
+        let registered = self.registered_members(|site| is_free(&self.written, site));
+        for (name, member) in registered {
+            if taken.insert(member.settings.public_key) {
+                members.insert(name, member);
             }
         }
-        self.members = members;
+        for (site, Acquaintance { certificate, .. }) in self.introduced.values().flatten() {
+            let has_room = members.len() < BINDINGS_MAX && is_free(&members, site);
+            if has_room && taken.insert(*certificate.public_key()) {
+                members.insert(site.clone().into(), member(certificate, None));
+            }
+        }
+        (self.members, self.taken) = (members, taken);
     }
 
     /// Those whom no hub has spoken of for long.
@@ -114,10 +121,10 @@ impl State {
     }
 }
 
-/// Reached as hubs say, and nowhere else.
-fn member(site: &Name, certificate: &Certificate) -> Member {
+/// Reached as hubs say, or where it calls from.
+pub(super) fn member(certificate: &Certificate, guest: Option<Guest>) -> Member {
     let settings = PeerSettings {
-        identity: Identity { site: site.clone(), tenant: None, groups: Vec::new() },
+        identity: Identity { site: certificate.site().clone(), tenant: None, groups: Vec::new() },
         public_key: *certificate.public_key(),
         preshared_key: None,
         endpoint: None,
@@ -125,7 +132,7 @@ fn member(site: &Name, certificate: &Certificate) -> Member {
         keepalive_seconds: None,
         stock: false,
         hub: false,
-        guest: None,
+        guest,
     };
     Member { file: None, certificate: certificate.clone(), settings }
 }

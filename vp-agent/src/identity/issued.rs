@@ -1,36 +1,34 @@
 //! Peers that this gateway itself has certified, as an issuer: no file names them.
 
-use super::{Identities, PublicKey};
+use super::{Identities, PublicKey, Record};
 use std::path::PathBuf;
 use vp::addr::Name;
 use vp::identity::{Certificate, Refusal, SignerKey};
 
-/// Letters of a key in the name of who was invited.
-const INVITED_BYTES: usize = 6;
-
-/// What a guest that has no name of its own is called: it is nobody's site.
-#[must_use]
-pub fn invited_name(key: &PublicKey) -> Name {
-    let digits: String = key[..INVITED_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
-    Name::new(&format!("invited-{digits}")).expect("letters, digits and a hyphen")
-}
-
 impl Identities {
-    /// All that this issuer has certified, in place of those before.
-    pub fn set_issued(&self, issued: Vec<Certificate>) {
+    /// Whose sites this gateway certifies, if anybody's.
+    pub fn set_issuer(&self, tenant: Option<Name>) {
         let mut state = self.state();
-        state.issued = issued;
+        state.issues_for = tenant;
         state.assemble(&self.site, &self.key);
         state.is_due = true;
         drop(state);
         self.changed.notify_one();
     }
 
+    /// A site that it has certified is a peer as long as that holds.
+    pub fn set_issued(&self, issued: impl IntoIterator<Item = Certificate>) {
+        for certificate in issued {
+            self.admit(Record::Site(certificate));
+        }
+    }
+
     /// Whether the file speaks of this site.
     #[must_use]
     pub fn is_written(&self, site: &Name) -> bool {
         let state = self.state();
-        state.written.contains_key(site) || state.keys.contains_key(site)
+        let name = site.clone().into();
+        state.written.contains_key(&name) || state.keys.contains_key(&name)
     }
 
     /// Whether a site of another name has this key.
@@ -39,7 +37,7 @@ impl Identities {
         let state = self.state();
         let by_key = state.keys.iter().map(|(of, known)| (of, known));
         let members = state.members.iter().map(|(of, member)| (of, &member.settings.public_key));
-        by_key.chain(members).any(|(of, known)| known == key && of != site)
+        by_key.chain(members).any(|(of, known)| known == key && of.site != *site)
     }
 
     /// Whom this gateway trusts for the tenant.

@@ -50,7 +50,9 @@ impl Identities {
             if !std::mem::take(&mut state.unsaved) {
                 return Ok(());
             }
-            let certificates = state.learnt.values().map(|certificate| text(&certificate.to_bytes()));
+            // What guests present is in the registry.
+            let learnt = state.learnt.iter().filter(|(peer, _)| peer.tenant.is_none());
+            let certificates = learnt.map(|(_, certificate)| text(&certificate.to_bytes()));
             let revocations = state.revocations.all().map(|list| text(&list.to_bytes()));
             let introduced = state.introduced.iter().map(|(hub, sites)| {
                 (hub.to_string(), sites.values().map(|known| text(&known.certificate.to_bytes())).collect())

@@ -6,17 +6,21 @@
 mod introduced;
 mod issued;
 mod kept;
+mod name;
+mod registered;
 mod show;
 #[cfg(test)]
 mod tests;
 
 pub use introduced::Claim;
-pub use issued::invited_name;
 pub use kept::Kept;
+pub use name::PeerName;
+pub use registered::{Offered, Place, Record, invited_name};
 
 use crate::config::credentials::read_certificate;
 use crate::config::{Credentials, Member};
 use introduced::Introduced;
+use registered::Registered;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -56,7 +60,7 @@ pub struct Review {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct News {
     /// None: this site itself.
-    pub peer: Option<Name>,
+    pub peer: Option<PeerName>,
     pub certificate: Certificate,
     pub verdict: Result<(), Refusal>,
 }
@@ -68,23 +72,30 @@ struct State {
     own_file: PathBuf,
     own: Option<Certificate>,
     /// By certificate, in the file.
-    written: BTreeMap<Name, Member>,
+    written: BTreeMap<PeerName, Member>,
     introduced: Introduced,
-    /// By this gateway itself.
-    issued: Vec<Certificate>,
+    registered: Registered,
+    /// The tenant that this gateway certifies sites of.
+    issues_for: Option<Name>,
     /// All of these.
-    members: BTreeMap<Name, Member>,
+    members: BTreeMap<PeerName, Member>,
+    /// Their keys, those of peers by key, and this site's own.
+    taken: BTreeSet<PublicKey>,
     /// Of peers by key.
-    keys: BTreeMap<Name, PublicKey>,
+    keys: BTreeMap<PeerName, PublicKey>,
     /// The last that was taken from each peer.
-    learnt: BTreeMap<Name, Certificate>,
+    learnt: BTreeMap<PeerName, Certificate>,
     /// Presented and refused for a reason that may pass.
-    waiting: BTreeMap<Name, Vec<u8>>,
+    waiting: BTreeMap<PeerName, Vec<u8>>,
     /// What was last told of each; none: of this site.
-    standings: BTreeMap<Option<Name>, Standing>,
+    standings: BTreeMap<Option<PeerName>, Standing>,
+    /// Invited keys that were guests at the last review.
+    guests: BTreeSet<PublicKey>,
     /// The next review has something to say even if no standing changed.
     is_due: bool,
     refused: BTreeMap<Refusal, u64>,
+    /// Records for the registry.
+    unregistered: BTreeMap<Refusal, u64>,
     unsaved: bool,
 }
 
@@ -96,7 +107,7 @@ pub struct Before(State);
 impl Identities {
     pub fn new(site: Name, key: PublicKey, credentials: &Credentials, by_key: &[PeerSettings], kept: Kept) -> Self {
         let Kept { certificates, revocations, introduced } = kept;
-        let learnt = certificates.into_iter().map(|certificate| (certificate.site().clone(), certificate));
+        let learnt = certificates.into_iter().map(|certificate| (certificate.site().clone().into(), certificate));
         let state = State {
             trust: Trust::default(),
             revocations,
@@ -104,14 +115,18 @@ impl Identities {
             own: None,
             written: BTreeMap::new(),
             introduced,
-            issued: Vec::new(),
+            registered: Registered::default(),
+            issues_for: None,
             members: BTreeMap::new(),
+            taken: BTreeSet::new(),
             keys: BTreeMap::new(),
             learnt: learnt.collect(),
             waiting: BTreeMap::new(),
             standings: BTreeMap::new(),
+            guests: BTreeSet::new(),
             is_due: true,
             refused: BTreeMap::new(),
+            unregistered: BTreeMap::new(),
             unsaved: false,
         };
         let identities =
@@ -128,8 +143,8 @@ impl Identities {
         state.own_file.clone_from(&credentials.own_file);
         state.own.clone_from(&credentials.own);
         let members = credentials.members.iter().cloned();
-        state.written = members.map(|member| (member.certificate.site().clone(), member)).collect();
-        state.keys = by_key.iter().map(|peer| (peer.identity.site.clone(), peer.public_key)).collect();
+        state.written = members.map(|member| (written_name(&member), member)).collect();
+        state.keys = by_key.iter().map(|peer| (peer.identity.site.clone().into(), peer.public_key)).collect();
         // Whoever is no hub any more introduces nobody.
         state.introduced.retain(|hub, _| {
             by_key.iter().chain(members_settings(credentials)).any(|peer| peer.hub && peer.identity.site == *hub)
@@ -183,7 +198,7 @@ impl Identities {
         let state = self.state();
         let by_key = by_key.iter().map(|peer| {
             let mut peer = peer.clone();
-            if let Some(Ok(certified)) = state.judge(&peer.identity.site, now) {
+            if let Some(Ok(certified)) = state.judge(&peer.identity.site.clone().into(), now) {
                 let certified = certified.identity();
                 peer.identity.tenant.clone_from(&certified.tenant);
                 peer.identity.groups.extend(certified.groups.iter().cloned());
@@ -196,7 +211,7 @@ impl Identities {
             let certified = state.judge(site, now)?.ok()?;
             Some(PeerSettings { identity: certified.identity().clone(), ..member.settings.clone() })
         });
-        by_key.chain(members).collect()
+        by_key.chain(members).chain(state.invited_peers(now)).collect()
     }
 
     /// Takes those away whose certificate does not hold any more.
@@ -220,10 +235,11 @@ impl Identities {
             }
             standings.insert(peer, standing);
         }
-        if news.is_empty() && !std::mem::take(&mut state.is_due) {
+        let guests: BTreeSet<PublicKey> = state.invited_peers(now).map(|guest| guest.public_key).collect();
+        if news.is_empty() && guests == state.guests && !state.is_due {
             return None;
         }
-        state.is_due = false;
+        (state.is_due, state.guests) = (false, guests);
         state.standings = standings;
         let presented = Arc::new(state.presented(now));
         let ended = state.ended(now);
@@ -247,12 +263,12 @@ impl Identities {
     }
 
     /// What a peer of this site and with this key presents. True if it is new.
-    pub fn take_certificate(&self, site: &Name, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
+    pub fn take_certificate(&self, peer: &PeerName, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
         let mut state = self.state();
-        let taken = state.take_certificate(site, key, bytes, now);
+        let taken = state.take_certificate(peer, key, bytes, now);
         match taken {
             Ok(is_new) => {
-                state.waiting.remove(site);
+                state.waiting.remove(peer);
                 if is_new {
                     self.changed.notify_one();
                 }
@@ -260,7 +276,7 @@ impl Identities {
             Err(refusal) => {
                 *state.refused.entry(refusal).or_default() += 1;
                 if may_pass(refusal) && bytes.len() <= CERTIFICATE_BYTES_MAX {
-                    state.waiting.insert(site.clone(), bytes.to_vec());
+                    state.waiting.insert(peer.clone(), bytes.to_vec());
                 }
             }
         }
@@ -300,7 +316,8 @@ impl Identities {
         for Member { file, certificate: known, .. } in ended {
             let Some(Ok(found)) = file.as_deref().map(read_certificate) else { continue };
             let mut state = self.state();
-            let member = state.written.get_mut(known.site()).filter(|member| member.certificate == known);
+            let mut written = state.written.values_mut();
+            let member = written.find(|member| member.certificate == known);
             if let Some(member) = member.filter(|_| subject(&found) == subject(&known)) {
                 member.certificate = found;
                 state.assemble(&self.site, &self.key);
@@ -316,26 +333,26 @@ impl Identities {
 
 impl State {
     /// The certificate that decides about this peer.
-    fn certificate(&self, site: &Name) -> Option<&Certificate> {
-        let learnt = self.learnt.get(site);
-        match (self.members.get(site).map(|member| &member.certificate), learnt) {
+    fn certificate(&self, peer: &PeerName) -> Option<&Certificate> {
+        let learnt = self.learnt.get(peer);
+        match (self.members.get(peer).map(|member| &member.certificate), learnt) {
             (Some(file), Some(learnt)) if learnt.is_newer_than(file) => Some(learnt),
             (Some(file), _) => Some(file),
             (None, learnt) => learnt,
         }
     }
 
-    fn key(&self, site: &Name) -> Option<PublicKey> {
-        let member = self.members.get(site).map(|member| member.settings.public_key);
-        member.or_else(|| self.keys.get(site).copied())
+    fn key(&self, peer: &PeerName) -> Option<PublicKey> {
+        let member = self.members.get(peer).map(|member| member.settings.public_key);
+        member.or_else(|| self.keys.get(peer).copied())
     }
 
-    fn judge(&self, site: &Name, now: u64) -> Option<Result<Certified, Refusal>> {
-        Some(self.certificate(site)?.judge(&self.trust, &self.revocations, now))
+    fn judge(&self, peer: &PeerName, now: u64) -> Option<Result<Certified, Refusal>> {
+        Some(self.certificate(peer)?.judge(&self.trust, &self.revocations, now))
     }
 
     /// Whether it holds now. This site's own is shown to peers whether its authority is trusted here or not.
-    fn verdict(&self, peer: Option<&Name>, certificate: &Certificate, now: u64) -> Result<(), Refusal> {
+    fn verdict(&self, peer: Option<&PeerName>, certificate: &Certificate, now: u64) -> Result<(), Refusal> {
         let trust = match peer {
             Some(_) => Cow::Borrowed(&self.trust),
             None => Cow::Owned(self.trust.with_own(certificate)),
@@ -344,7 +361,7 @@ impl State {
     }
 
     /// All that decide about somebody; without a name that of this site.
-    fn certificates(&self) -> impl Iterator<Item = (Option<Name>, &Certificate)> {
+    fn certificates(&self) -> impl Iterator<Item = (Option<PeerName>, &Certificate)> {
         let sites = self.members.keys().chain(self.keys.keys());
         let of_peers = sites.filter_map(|site| Some((Some(site.clone()), self.certificate(site)?)));
         of_peers.chain(self.own.iter().map(|own| (None, own)))
@@ -352,8 +369,10 @@ impl State {
 
     /// Peers by certificate that may not be there.
     fn ended(&self, now: u64) -> Vec<PublicKey> {
-        let ended = self.members.iter().filter(|(site, _)| !matches!(self.judge(site, now), Some(Ok(_))));
-        ended.map(|(_, member)| member.settings.public_key).collect()
+        let ended = self.members.iter().filter(|(name, _)| !matches!(self.judge(name, now), Some(Ok(_))));
+        let ended = ended.map(|(_, member)| member.settings.public_key);
+        let uninvited = self.invited(now).filter(|(_, verdict)| verdict.is_err());
+        ended.chain(uninvited.map(|(invitation, _)| *invitation.public_key())).collect()
     }
 
     fn presented(&self, now: u64) -> Presented {
@@ -362,33 +381,33 @@ impl State {
         Presented { certificate: own.map(Certificate::to_bytes), revocations }
     }
 
-    fn take_certificate(&mut self, site: &Name, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
+    fn take_certificate(&mut self, peer: &PeerName, key: &PublicKey, bytes: &[u8], now: u64) -> Result<bool, Refusal> {
         // It may have another key, or be gone, since that was asked.
-        if self.key(site) != Some(*key) {
+        if self.key(peer) != Some(*key) {
             return Err(Refusal::WrongKey);
         }
-        let known = self.certificate(site);
+        let known = self.certificate(peer);
         if known.is_some_and(|known| known.to_bytes() == bytes) {
             return Ok(false);
         }
-        let taken = Certificate::verify(bytes, (site, key), &self.trust, &self.revocations, now)?;
+        let taken = Certificate::verify(bytes, (&peer.site, key), &self.trust, &self.revocations, now)?;
         if known.is_some_and(|known| !taken.is_newer_than(known)) {
             return Err(Refusal::Older);
         }
-        if self.members.get(site).is_some_and(|member| member.certificate.tenant() != taken.tenant()) {
+        if self.members.get(peer).is_some_and(|member| member.certificate.tenant() != taken.tenant()) {
             return Err(Refusal::WrongTenant);
         }
-        self.learnt.insert(site.clone(), taken);
+        self.learnt.insert(peer.clone(), taken);
         (self.unsaved, self.is_due) = (true, true);
         Ok(true)
     }
 
     /// Trust may have come, or the time.
     fn try_waiting(&mut self, now: u64) {
-        for (site, bytes) in std::mem::take(&mut self.waiting) {
-            let Some(key) = self.key(&site) else { continue };
-            if self.take_certificate(&site, &key, &bytes, now).is_err_and(may_pass) {
-                self.waiting.insert(site, bytes);
+        for (peer, bytes) in std::mem::take(&mut self.waiting) {
+            let Some(key) = self.key(&peer) else { continue };
+            if self.take_certificate(&peer, &key, &bytes, now).is_err_and(may_pass) {
+                self.waiting.insert(peer, bytes);
             }
         }
     }
@@ -396,6 +415,11 @@ impl State {
 
 fn members_settings(credentials: &Credentials) -> impl Iterator<Item = &PeerSettings> {
     credentials.members.iter().map(|member| &member.settings)
+}
+
+fn written_name(member: &Member) -> PeerName {
+    let (site, tenant) = (member.certificate.site().clone(), member.certificate.tenant().clone());
+    PeerName { site, tenant: member.settings.guest.is_some().then_some(tenant) }
 }
 
 /// Whom a certificate speaks of.

@@ -1,6 +1,6 @@
 //! Certificates as the status, the health block and the metrics show them.
 
-use super::{Identities, State};
+use super::{Identities, PeerName, State};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use std::collections::BTreeSet;
@@ -24,14 +24,15 @@ impl Identities {
     pub fn show(&self, peers: &mut Vec<PeerStatus>, now: u64) {
         let state = self.state();
         for peer in peers.iter_mut() {
-            let Ok(site) = Name::new(&peer.site) else { continue };
-            peer.certificate = state.certificate(&site).map(|certificate| state.shown(Some(&site), certificate, now));
+            let Some(name) = name(peer) else { continue };
+            peer.certificate = state.certificate(&name).map(|certificate| state.shown(Some(&name), certificate, now));
         }
-        let known: BTreeSet<String> = peers.iter().map(|peer| peer.site.clone()).collect();
-        for site in state.members.keys().filter(|site| !known.contains(site.as_str())) {
-            let Some(Err(refusal)) = state.judge(site, now) else { continue };
+        let known: BTreeSet<String> = peers.iter().map(PeerStatus::name).collect();
+        for name in state.members.keys().filter(|name| !known.contains(&name.to_string())) {
+            let Some(Err(refusal)) = state.judge(name, now) else { continue };
             peers.push(PeerStatus {
-                site: site.to_string(),
+                site: name.site.to_string(),
+                guest: name.tenant.is_some(),
                 state: refusal.word().to_owned(),
                 path: "none".to_owned(),
                 paths: Vec::new(),
@@ -44,9 +45,9 @@ impl Identities {
                 tx_packets: 0,
                 control: "none".to_owned(),
                 offered_services: 0,
-                tenant: None,
+                tenant: name.tenant.as_ref().map(ToString::to_string),
                 groups: Vec::new(),
-                certificate: state.certificate(site).map(|certificate| state.shown(Some(site), certificate, now)),
+                certificate: state.certificate(name).map(|certificate| state.shown(Some(name), certificate, now)),
             });
         }
     }
@@ -54,9 +55,9 @@ impl Identities {
     /// Why a peer by certificate is not there.
     #[must_use]
     pub fn gone(&self, site: &Name, now: u64) -> Option<Refusal> {
-        let state = self.state();
-        state.members.get(site)?;
-        state.judge(site, now)?.err()
+        let (state, name) = (self.state(), site.clone().into());
+        state.members.get(&name)?;
+        state.judge(&name, now)?.err()
     }
 
     /// Refused since the start, by reason.
@@ -68,10 +69,13 @@ impl Identities {
 
     /// Seconds until each certificate ends, this site's own and its peers', that holds or did.
     #[must_use]
-    pub fn remaining(&self, now: u64) -> Vec<(Name, u64)> {
+    pub fn remaining(&self, now: u64) -> Vec<(String, u64)> {
         let state = self.state();
-        let of = |(peer, certificate): (Option<Name>, &Certificate)| {
-            (peer.unwrap_or_else(|| self.site.clone()), certificate.not_after().saturating_sub(now))
+        let of = |(peer, certificate): (Option<PeerName>, &Certificate)| {
+            (
+                peer.map_or_else(|| self.site.to_string(), |peer| peer.to_string()),
+                certificate.not_after().saturating_sub(now),
+            )
         };
         state.certificates().map(of).collect()
     }
@@ -84,17 +88,24 @@ impl Identities {
         lists.map(|list| (list.tenant().to_string(), BASE64_STANDARD.encode(list.signer()), list.version())).collect()
     }
 
-    /// Certificates that have ended or soon will.
+    /// Certificates that have ended or soon will; those of guests are their tenants' affair.
     #[must_use]
     pub fn findings(&self, now: u64) -> Vec<Finding> {
         let state = self.state();
-        let found = |(peer, certificate): (Option<Name>, &Certificate)| state.finding(peer.as_ref(), certificate, now);
-        state.certificates().filter_map(found).collect()
+        let is_own = |(peer, _): &(Option<PeerName>, _)| peer.as_ref().is_none_or(|peer| peer.tenant.is_none());
+        let found = |(peer, certificate): (Option<PeerName>, _)| state.finding(peer.as_ref(), certificate, now);
+        state.certificates().filter(is_own).filter_map(found).collect()
     }
 }
 
+fn name(of: &PeerStatus) -> Option<PeerName> {
+    let tenant = of.tenant.as_ref().filter(|_| of.guest);
+    let tenant = tenant.map(|tenant| Name::new(tenant)).transpose().ok()?;
+    Some(PeerName { site: Name::new(&of.site).ok()?, tenant })
+}
+
 impl State {
-    fn shown(&self, peer: Option<&Name>, certificate: &Certificate, now: u64) -> api::Certificate {
+    fn shown(&self, peer: Option<&PeerName>, certificate: &Certificate, now: u64) -> api::Certificate {
         let verdict = self.verdict(peer, certificate, now);
         api::Certificate {
             tenant: certificate.tenant().to_string(),
@@ -106,7 +117,7 @@ impl State {
         }
     }
 
-    fn finding(&self, peer: Option<&Name>, certificate: &Certificate, now: u64) -> Option<Finding> {
+    fn finding(&self, peer: Option<&PeerName>, certificate: &Certificate, now: u64) -> Option<Finding> {
         let whose =
             peer.map_or_else(|| "this site's certificate".to_owned(), |peer| format!("the certificate of {peer}"));
         let end = rfc3339(certificate.not_after());

@@ -2,6 +2,7 @@
 
 use super::*;
 use vp::identity::{Issuer, Subject, Validity};
+use vp::node::Guest;
 
 const NOW: u64 = 1_800_000_000;
 const CLOUD: PublicKey = [1; 32];
@@ -93,7 +94,7 @@ fn what_a_peer_presents_makes_it_more_than_its_key_and_the_last_issued_decides()
     let credentials = credentials(&[&acme, &beta], &issue(&acme, "factory", FACTORY, 0));
     let cloud = cloud(&credentials, Kept::default());
     let take = |site: &str, key, certificate: &Certificate| {
-        cloud.take_certificate(&name(site), &key, &certificate.to_bytes(), NOW + 60)
+        cloud.take_certificate(&name(site).into(), &key, &certificate.to_bytes(), NOW + 60)
     };
     let (one, two) = (issue(&acme, "depot", DEPOT, 10), issue(&acme, "depot", DEPOT, 20));
     assert_eq!(take("depot", DEPOT, &two), Ok(true));
@@ -132,7 +133,7 @@ fn a_revocation_counts_at_once_and_after_a_restart_and_a_later_certificate_ends_
     let again = cloud(&credentials, kept);
     assert_eq!(peers(&again, NOW), [depot(None)]);
     let renewed = issue(&acme, "factory", FACTORY, 1);
-    assert_eq!(again.take_certificate(&name("factory"), &FACTORY, &renewed.to_bytes(), NOW), Ok(true));
+    assert_eq!(again.take_certificate(&name("factory").into(), &FACTORY, &renewed.to_bytes(), NOW), Ok(true));
     assert_eq!(peers(&again, NOW), [depot(None), factory()]);
     again.keep(&state).expect("kept");
     let third = cloud(&credentials, Kept::load(&state).expect("read"));
@@ -151,7 +152,10 @@ fn what_was_refused_for_want_of_trust_or_time_is_taken_when_that_comes() {
     let before = credentials(&[&old], &certificate);
     let cloud = cloud(&before, Kept::default());
     let renewed = issue(&new, "depot", DEPOT, 10).to_bytes();
-    assert_eq!(cloud.take_certificate(&name("depot"), &DEPOT, &renewed, NOW + 10), Err(Refusal::UnknownAuthority));
+    assert_eq!(
+        cloud.take_certificate(&name("depot").into(), &DEPOT, &renewed, NOW + 10),
+        Err(Refusal::UnknownAuthority)
+    );
     assert_eq!(peers(&cloud, NOW + 10), [depot(None), factory()]);
     let both = credentials(&[&old, &new], &certificate);
     let kept = cloud.configure(&both, &[settings("depot", DEPOT)]);
@@ -169,9 +173,9 @@ fn what_was_refused_for_want_of_trust_or_time_is_taken_when_that_comes() {
     cloud.configure(&credentials(&[&new], &certificate), &[settings("depot", DEPOT)]);
     assert_eq!(peers(&cloud, NOW + 10), [depot(Some("acme"))]);
     let early = issue(&new, "depot", DEPOT, 90).to_bytes();
-    assert_eq!(cloud.take_certificate(&name("depot"), &DEPOT, &early, NOW + 10), Err(Refusal::NotYetValid));
+    assert_eq!(cloud.take_certificate(&name("depot").into(), &DEPOT, &early, NOW + 10), Err(Refusal::NotYetValid));
     cloud.review(NOW + 90);
-    assert_eq!(cloud.remaining(NOW + 90), [(name("factory"), 15), (name("depot"), 100)]);
+    assert_eq!(cloud.remaining(NOW + 90), [("factory".to_owned(), 15), ("depot".to_owned(), 100)]);
 }
 
 #[test]
@@ -181,13 +185,13 @@ fn a_later_certificate_of_an_authority_that_is_trusted_no_more_gives_way_to_the_
     let both = credentials(&[&old, &new], &certificate);
     let cloud = cloud(&both, Kept::default());
     let later = issue(&old, "factory", FACTORY, 5).to_bytes();
-    assert_eq!(cloud.take_certificate(&name("factory"), &FACTORY, &later, NOW), Ok(true));
+    assert_eq!(cloud.take_certificate(&name("factory").into(), &FACTORY, &later, NOW), Ok(true));
     cloud.configure(&credentials(&[&new], &certificate), &[]);
-    assert_eq!(cloud.remaining(NOW), [(name("factory"), 100)]);
+    assert_eq!(cloud.remaining(NOW), [("factory".to_owned(), 100)]);
     assert_eq!(peers(&cloud, NOW)[1], factory());
     cloud.configure(&both, &[]);
     cloud.review(NOW);
-    assert_eq!(cloud.remaining(NOW), [(name("factory"), 105)], "and comes back with the trust");
+    assert_eq!(cloud.remaining(NOW), [("factory".to_owned(), 105)], "and comes back with the trust");
 }
 
 #[test]
@@ -203,7 +207,7 @@ fn this_sites_own_is_shown_while_it_holds_also_where_its_authority_is_not_truste
         assert_eq!(presented.borrow().certificate, shown);
     }
     let foreign = issue(&beta, "depot", DEPOT, 0).to_bytes();
-    let taken = cloud.take_certificate(&name("depot"), &DEPOT, &foreign, NOW);
+    let taken = cloud.take_certificate(&name("depot").into(), &DEPOT, &foreign, NOW);
     assert_eq!(taken, Err(Refusal::UnknownAuthority), "nobody else's for that");
 }
 
@@ -278,4 +282,141 @@ fn a_hub_changes_nothing_of_peers_that_the_file_names() {
     let claims: Vec<Claim> = others.iter().map(|(site, key)| claim(&issue(&acme, site, *key, 0))).collect();
     assert_eq!(cloud.introduce(&name("hub"), &claims, NOW), []);
     assert_eq!(peers(&cloud, NOW), [depot(None), factory()]);
+}
+
+fn issue_for(by: &Issuer, site: &str, public_key: PublicKey, after: u64) -> Offered {
+    Offered::Site(issue(by, site, public_key, after).to_bytes())
+}
+
+fn invite(by: &Issuer, host: &str, public_key: PublicKey, after: u64) -> Offered {
+    let valid = Validity { not_before: NOW + after, not_after: NOW + after + 100 };
+    let serial = Serial(((u128::from(after) << 16) + u128::from(public_key[0])).to_be_bytes());
+    Offered::Invitation(by.invitation(&name(host), public_key, serial, valid).expect("issued").to_bytes())
+}
+
+/// A hub of acme that trusts two tenants, with depot in its file.
+fn hub(tenants: &[&Issuer]) -> Identities {
+    let acme = tenants[0];
+    let mut credentials = credentials(tenants, &issue(acme, "factory", FACTORY, 0));
+    credentials.own = Some(issue(acme, "cloud", CLOUD, 0));
+    cloud(&credentials, Kept::default())
+}
+
+/// Registered by the site `host` of this tenant.
+fn register(hub: &Identities, by: &Issuer, offered: &Offered, now: u64) -> Result<bool, Refusal> {
+    let record = hub.judge_record((by.tenant(), &name("host")), offered, now)?;
+    Ok(record.is_some_and(|record| hub.admit(record)))
+}
+
+fn guests(hub: &Identities, now: u64) -> Vec<(String, Option<Guest>)> {
+    let peers = hub.peers(&[], now).into_iter().filter(|peer| peer.guest.is_some());
+    peers.map(|peer| (PeerName::of(&peer).to_string(), peer.guest)).collect()
+}
+
+#[test]
+fn who_is_registered_is_a_peer_of_its_own_tenants_hub_and_a_guest_of_another_tenants() {
+    let (acme, beta) = (authority("acme", 1), authority("beta", 2));
+    let hub = hub(&[&acme, &beta]);
+    assert_eq!(register(&hub, &acme, &issue_for(&acme, "shop", SHOP, 0), NOW), Ok(true));
+    assert_eq!(register(&hub, &acme, &issue_for(&acme, "shop", SHOP, 0), NOW), Ok(false), "the same again");
+    assert_eq!(register(&hub, &acme, &issue_for(&acme, "depot", [8; 32], 0), NOW), Ok(true));
+    for (site, key) in [("shop", 11), ("factory", 12), ("cloud", 13)] {
+        assert_eq!(register(&hub, &beta, &issue_for(&beta, site, [key; 32], 0), NOW), Ok(true));
+    }
+    let known = peers(&hub, NOW);
+    assert!([depot(None), factory(), shop()].iter().all(|peer| known.contains(peer)), "{known:?}");
+    // The name depot is another's here.
+    let expected = ["depot.acme", "cloud.beta", "factory.beta", "shop.beta"];
+    let mut found: Vec<String> = guests(&hub, NOW).into_iter().map(|(name, _)| name).collect();
+    found.sort();
+    let mut sorted = expected.map(ToOwned::to_owned);
+    sorted.sort();
+    assert_eq!(found, sorted);
+    let renewed = issue(&beta, "shop", [11; 32], 50);
+    let guest = PeerName::guest(name("shop"), name("beta"));
+    assert_eq!(hub.take_certificate(&guest, &[11; 32], &renewed.to_bytes(), NOW + 50), Ok(true));
+    assert_eq!(guests(&hub, NOW + 120).len(), 1, "all others have ended");
+    let list = beta.revoke(None, renewed.serial(), 0, NOW).expect("signed").to_bytes();
+    assert!(hub.take_revocations(&list, NOW + 50).is_ok_and(|(_, is_new)| is_new));
+    assert_eq!(guests(&hub, NOW + 120), []);
+}
+
+#[test]
+fn a_record_is_refused_for_a_reason_and_counted() {
+    let (acme, beta, evil) = (authority("acme", 1), authority("beta", 2), authority("acme", 7));
+    let hub = hub(&[&acme, &beta]);
+    let refused = |by: &Issuer, offered: &Offered, now| register(&hub, by, offered, now).expect_err("refused");
+    assert_eq!(register(&hub, &acme, &issue_for(&acme, "shop", SHOP, 10), NOW), Ok(true));
+    assert_eq!(refused(&beta, &issue_for(&acme, "shop", SHOP, 20), NOW), Refusal::WrongTenant);
+    assert_eq!(refused(&acme, &issue_for(&evil, "shop", SHOP, 20), NOW), Refusal::UnknownAuthority);
+    assert_eq!(refused(&acme, &issue_for(&acme, "shop", SHOP, 5), NOW), Refusal::Older);
+    assert_eq!(refused(&acme, &issue_for(&acme, "shop", SHOP, 99), NOW), Refusal::NotYetValid);
+    assert_eq!(refused(&acme, &issue_for(&acme, "shop", SHOP, 20), NOW + 500), Refusal::Expired);
+    assert_eq!(refused(&beta, &issue_for(&beta, "thief", SHOP, 0), NOW), Refusal::WrongKey, "another's");
+    assert_eq!(refused(&acme, &issue_for(&acme, "factory", [8; 32], 0), NOW), Refusal::WrongKey, "of the file's");
+    assert_eq!(refused(&acme, &Offered::Site(vec![7; 5000]), NOW), Refusal::TooLarge);
+    assert_eq!(refused(&acme, &Offered::Site(vec![7; 50]), NOW), Refusal::Malformed);
+    assert_eq!(refused(&acme, &invite(&acme, "other", [20; 32], 0), NOW), Refusal::WrongSite);
+    let Offered::Site(mut altered) = issue_for(&acme, "shop", SHOP, 20) else { unreachable!() };
+    let end = altered.len() - 40;
+    altered[end] ^= 1;
+    let altered = refused(&acme, &Offered::Site(altered), NOW);
+    assert!([Refusal::BadSignature, Refusal::UnknownAuthority].contains(&altered), "{altered}");
+    let counted: u64 = hub.unregistered().iter().map(|(_, count)| count).sum();
+    assert_eq!(counted, 11);
+    // An invitation is no certificate, nor the other way round.
+    let Offered::Invitation(bytes) = invite(&acme, "host", [20; 32], 0) else { unreachable!() };
+    assert!(register(&hub, &acme, &Offered::Site(bytes), NOW).is_err());
+}
+
+#[test]
+fn an_invited_key_is_a_guest_of_its_host_until_its_end_or_a_later_word() {
+    let (acme, beta) = (authority("acme", 1), authority("beta", 2));
+    let hub = hub(&[&acme, &beta]);
+    let key = [0x20; 32];
+    assert_eq!(register(&hub, &acme, &invite(&acme, "host", key, 0), NOW), Ok(true));
+    let invited = |tenant: &str| (format!("invited-202020202020.{tenant}"), Some(Guest::Invited(name("host"))));
+    assert_eq!(guests(&hub, NOW), [invited("acme")]);
+    assert!(hub.review(NOW).is_some());
+    assert!(hub.review(NOW + 99).is_none());
+    assert_eq!(hub.review(NOW + 100).map(|review| review.ended.contains(&key)), Some(true));
+    assert_eq!(guests(&hub, NOW + 100), []);
+    assert_eq!(guests(&hub, NOW + 50), [invited("acme")]);
+    let valid = Validity { not_before: NOW + 50, not_after: NOW + 51 };
+    let ended = acme.invitation(&name("host"), key, Serial([3; 16]), valid).expect("issued");
+    assert_eq!(register(&hub, &acme, &Offered::Invitation(ended.to_bytes()), NOW + 50), Ok(true));
+    assert_eq!(guests(&hub, NOW + 51), []);
+}
+
+#[test]
+fn a_tenant_has_room_for_so_many_invitations_and_takes_no_others() {
+    let (acme, beta) = (authority("acme", 1), authority("beta", 2));
+    let hub = hub(&[&acme, &beta]);
+    let mut room = 0;
+    let refusal = (0..1000_u16).find_map(|number| {
+        let mut key = [0x40; 32];
+        key[..2].copy_from_slice(&number.to_be_bytes());
+        let valid = Validity { not_before: NOW, not_after: NOW + 100 };
+        let invitation = acme.invitation(&name("host"), key, Serial([1; 16]), valid).expect("issued");
+        let registered = register(&hub, &acme, &Offered::Invitation(invitation.to_bytes()), NOW);
+        room += usize::from(registered.is_ok());
+        registered.err()
+    });
+    assert_eq!((room, refusal), (registered::INVITATIONS_A_TENANT_MAX, Some(Refusal::TooMany)));
+    assert_eq!(register(&hub, &beta, &invite(&beta, "host", [0x50; 32], 0), NOW), Ok(true));
+}
+
+#[test]
+fn a_record_goes_when_it_was_taken_back_or_ended_long_ago() {
+    let (acme, beta) = (authority("acme", 1), authority("beta", 2));
+    let hub = hub(&[&acme, &beta]);
+    for (by, site, key) in [(&acme, "shop", 9), (&beta, "shop", 10), (&beta, "mill", 11)] {
+        assert_eq!(register(&hub, by, &issue_for(by, site, [key; 32], 0), NOW), Ok(true));
+    }
+    assert!(hub.clear_records(NOW + 5000).is_empty(), "a clock may jump ahead");
+    let list = beta.revoke(None, issue(&beta, "mill", [11; 32], 0).serial(), 0, NOW).expect("signed").to_bytes();
+    assert!(hub.take_revocations(&list, NOW).is_ok());
+    assert_eq!(hub.clear_records(NOW), ["site/beta/mill"]);
+    assert_eq!(hub.clear_records(NOW + 100_000), ["site/acme/shop", "site/beta/shop"]);
+    assert_eq!((hub.records(), hub.registered()), (Vec::new(), (0, 0)));
 }

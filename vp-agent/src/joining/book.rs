@@ -3,6 +3,7 @@
 use super::{PublicKey, id};
 use crate::state::{StateDir, StateError, read_json, write_json};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use vp::addr::Name;
 use vp::hub::BINDINGS_MAX;
 use vp::identity::{Certificate, JoinRefusal, Serial};
@@ -46,6 +47,8 @@ pub struct Invited {
     pub joined: Vec<Joined>,
     /// Why it is of no use any more.
     pub spent: Option<Spent>,
+    /// Which know of it.
+    pub hubs: BTreeSet<Name>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -88,6 +91,14 @@ pub struct Issued {
     #[serde(with = "base64_certificate")]
     pub certificate: Certificate,
     pub valid_seconds: u64,
+    /// Which know of it.
+    pub hubs: BTreeSet<Name>,
+}
+
+impl Issued {
+    pub fn new(certificate: Certificate, valid_seconds: u64) -> Self {
+        Self { certificate, valid_seconds, hubs: BTreeSet::new() }
+    }
 }
 
 /// What is to be signed for who joins.
@@ -181,6 +192,15 @@ impl Book {
         let invited = self.invited.iter_mut().find(is_it)?;
         invited.spent = Some(Spent { why: Why::TakenBack, at: now });
         Some(invited.clone())
+    }
+
+    /// That hub knows of the invitation, or the certificate, of this key.
+    pub fn registered(&mut self, key: &PublicKey, hub: &Name) {
+        let invited = self.invited.iter_mut().filter(|invited| invited.public_key == *key).map(|known| &mut known.hubs);
+        let issued = self.issued.iter_mut().filter(|known| known.certificate.public_key() == key);
+        for hubs in invited.chain(issued.map(|known| &mut known.hubs)) {
+            hubs.insert(hub.clone());
+        }
     }
 
     /// What the clock has changed: those that have expired now. Forgets what nobody needs any more.

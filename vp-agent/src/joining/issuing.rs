@@ -3,13 +3,13 @@
 use super::book::{Admission, Book, Invited, Issued, OPEN_MAX, USES_MAX};
 use super::{PublicKey, Told, id};
 use crate::config::values::is_weak;
-use crate::identity::{Identities, invited_name};
+use crate::identity::{Identities, Offered, invited_name};
 use crate::state::{StateDir, StateError};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rand_core::{OsRng, RngCore};
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
@@ -62,6 +62,8 @@ pub struct Issuing {
     counts: Mutex<Counts>,
     /// There are other guests than before.
     pub changed: Notify,
+    /// There is something that hubs do not know yet.
+    pub issued: Notify,
 }
 
 /// Since the start.
@@ -118,6 +120,7 @@ impl Issuing {
             refused_at: Mutex::default(),
             counts: Mutex::default(),
             changed: Notify::new(),
+            issued: Notify::new(),
         };
         issuing.show_issued();
         Ok(issuing)
@@ -131,6 +134,7 @@ impl Issuing {
 
     /// What the file says now. Whom it invited stays invited as long as it is an issuer at all.
     pub fn configure(&self, settings: Option<Arc<IssuerSettings>>) {
+        self.identities.set_issuer(settings.as_ref().map(|settings| settings.issuer.tenant().clone()));
         *lock(&self.settings) = settings;
         self.changed.notify_one();
     }
@@ -161,6 +165,7 @@ impl Issuing {
             uses: *uses,
             joined: Vec::new(),
             spent: None,
+            hubs: BTreeSet::new(),
         };
         let token = self.token(&settings, &invited, secret, way).map_err(|error| error.to_string())?;
         self.certified(&settings.issuer, &invited.public_key, (site, groups), *valid_seconds, now)
@@ -242,7 +247,7 @@ impl Issuing {
             }
             let certificate = self.certified(&settings.issuer, &key, (&site, &groups), valid_seconds, now);
             let certificate = certificate.map_err(|_| JoinRefusal::NotIssuer)?;
-            book.joined(invited, Issued { certificate: certificate.clone(), valid_seconds }, now);
+            book.joined(invited, Issued::new(certificate.clone(), valid_seconds), now);
             Ok((certificate, true))
         });
         let (certificate, is_new) = joined?;
@@ -253,6 +258,7 @@ impl Issuing {
             self.tell("joined", Some(certificate.site().as_str()), None, detail);
             self.show_issued();
             self.changed.notify_one();
+            self.issued.notify_one();
         }
         Ok(certificate.to_bytes())
     }
@@ -274,7 +280,7 @@ impl Issuing {
         let settings = self.settings().ok_or(JoinRefusal::NotIssuer)?;
         let serial = Serial(serial.try_into().map_err(|_| JoinRefusal::Malformed)?);
         let renewed = self.change(|book| {
-            let Issued { certificate, valid_seconds } = book
+            let Issued { certificate, valid_seconds, .. } = book
                 .issued(site)
                 .filter(|known| known.certificate.public_key() == key)
                 .cloned()
@@ -297,7 +303,7 @@ impl Issuing {
             if renewed.not_after() <= certificate.not_after() {
                 return Err(JoinRefusal::NotLonger);
             }
-            book.put(Issued { certificate: renewed.clone(), valid_seconds });
+            book.put(Issued::new(renewed.clone(), valid_seconds));
             Ok((renewed, true))
         });
         let (certificate, is_new) = renewed?;
@@ -358,7 +364,7 @@ impl Issuing {
             }
             Err(error) => tracing::warn!("invitations that have expired: {error}"),
         }
-        self.show_issued();
+        self.identities.clear_records(now);
         self.changed.notify_one();
     }
 
@@ -383,6 +389,37 @@ impl Issuing {
             hub: false,
             guest: Some(Guest::Invited(self.site.clone())),
         }
+    }
+
+    /// What that hub is to know and does not: who may call this gateway to join, and who has joined. By their keys.
+    #[must_use]
+    pub fn unregistered(&self, hub: &Name) -> Vec<(PublicKey, Offered)> {
+        let Some(settings) = self.settings() else { return Vec::new() };
+        let book = lock(&self.book);
+        let invited = book.open().filter(|invited| !invited.hubs.contains(hub));
+        let invitation = |invited: &Invited| {
+            let Invited { public_key, made, ends, .. } = invited;
+            // The same each time: a hub that knows it says so.
+            let serial = Serial(*public_key.first_chunk()?);
+            let valid = Validity { not_before: *made, not_after: *ends };
+            let signed = settings.issuer.invitation(&self.site, *public_key, serial, valid).ok()?;
+            Some((*public_key, Offered::Invitation(signed.to_bytes())))
+        };
+        let issued = book
+            .issued
+            .iter()
+            .filter(|issued| !issued.hubs.contains(hub))
+            .map(|issued| (*issued.certificate.public_key(), Offered::Site(issued.certificate.to_bytes())));
+        invited.filter_map(invitation).chain(issued).collect()
+    }
+
+    /// That hub has them now.
+    pub fn registered(&self, keys: &[PublicKey], hub: &Name) {
+        let kept = self.change(|book| {
+            keys.iter().for_each(|key| book.registered(key, hub));
+            Ok::<_, JoinRefusal>(())
+        });
+        kept.unwrap_or_else(|error| tracing::warn!("what {hub} knows: {error}"));
     }
 
     /// Those that are known, the newest last.
@@ -421,7 +458,8 @@ impl Issuing {
     }
 
     fn show_issued(&self) {
-        let issued = lock(&self.book).issued.iter().map(|issued| issued.certificate.clone()).collect();
+        let issued: Vec<Certificate> =
+            lock(&self.book).issued.iter().map(|issued| issued.certificate.clone()).collect();
         self.identities.set_issued(issued);
     }
 
