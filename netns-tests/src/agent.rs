@@ -109,10 +109,18 @@ impl Agent {
         let output = child.wait_with_output()?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         ensure!(output.status.success(), "vp-ctl join at {site}: {} {said}", output.status);
+        let agent = Self::found(lab, machine, site)?;
+        Ok(Self { machine_before, ..agent })
+    }
+
+    /// One that somebody else installed there, and did not start.
+    pub fn found(lab: &Lab, machine: &Namespace, site: &str) -> Result<Self> {
+        let directory = lab.directory().join(machine.label());
         let config = Config { site: site.to_owned(), ..Config::default() };
         // Its own is made by the agent, and stays there.
         let key = Key::new()?;
         let process = Process::start(lab, machine.label(), &mut Command::new("true"))?;
+        let machine_before = machine.network_state()?;
         Ok(Self { machine: machine.clone(), config, key, directory, process, machine_before })
     }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use vp::addr::PeerId;
+use vp::addr::{Name, PeerId, Selector};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::identity::{JoinRefusal, List, Refusal};
@@ -24,6 +24,8 @@ pub struct AgentLink {
     pub issuing: Arc<Issuing>,
     /// While this site has not joined yet.
     pub seeking: Option<Arc<Seeking>>,
+    /// Who renews this site's certificate.
+    pub issuer: Option<Name>,
     /// A hub's.
     pub registry: Option<Arc<Registry>>,
 }
@@ -60,7 +62,10 @@ impl Link for AgentLink {
 
     async fn attendance(&self, hub: PeerId) -> Attendance {
         let said = self.handle.call(move |node, _, _| (node.attendance(), node.endpoint(hub))).await;
-        let (attendance, hub) = said.unwrap_or_default();
+        let (mut attendance, hub) = said.unwrap_or_default();
+        // A site asks its issuer to renew its certificate, whether they use services of each other or not.
+        attendance.wants.extend(self.issuer.clone());
+        attendance.admits.extend(self.issuing.tenant().map(Selector::Tenant));
         let own = hub.and_then(own_address_towards).map(|own| SocketAddr::new(own, self.handle.port()));
         Attendance { addresses: own.into_iter().collect(), ..attendance }
     }

@@ -194,6 +194,7 @@ impl Agent {
             identities: identities.clone(),
             issuing: issuing.clone(),
             seeking: seeking.clone(),
+            issuer: renewal.as_ref().map(|renewal| renewal.issuer.clone()),
             registry: registry.clone(),
         };
         let (control, notices) = Control::start(link, seed.rotate_left(32));

@@ -132,6 +132,12 @@ impl Issuing {
         &self.site
     }
 
+    /// Whose sites it certifies, if anybody's.
+    #[must_use]
+    pub fn tenant(&self) -> Option<Name> {
+        self.settings().map(|settings| settings.issuer.tenant().clone())
+    }
+
     /// What the file says now. Whom it invited stays invited as long as it is an issuer at all.
     pub fn configure(&self, settings: Option<Arc<IssuerSettings>>) {
         self.identities.set_issuer(settings.as_ref().map(|settings| settings.issuer.tenant().clone()));
