@@ -369,7 +369,7 @@ fn a_site_joins_through_a_hub_by_an_issuer_that_is_behind_a_nat_too() {
         let cloud = Agent::start(lab, &cloud_site.gateway, cloud_config, cloud_key)?;
         cloud.wait_peer("hub")?;
         hub.wait_peer("cloud")?;
-        let token = invite(&cloud, "factory --group edge")?;
+        let token = invite(&cloud, "factory --group edge --valid 12s")?;
         let pool: Vec<String> = plan.factory_pool.iter().map(ToString::to_string).collect();
         let factory =
             Agent::join(lab, &factory_site.gateway, "factory", &token, &format!("--pool {}", pool.join(",")))?;
@@ -378,6 +378,7 @@ fn a_site_joins_through_a_hub_by_an_issuer_that_is_behind_a_nat_too() {
         factory.ctl("map web.cloud")?;
         let page = plc.namespace.curl(factory.presence("web.cloud")?, "/")?;
         ensure!(page.starts_with("web of cloud\n"), "{page}");
-        Ok(())
+        wait_until("the next certificate", || is_told(&factory, "certificate-renewed", None))?;
+        factory.wait_peer("hub")
     });
 }
