@@ -1,7 +1,7 @@
 //! An invitation: a key of WireGuard that may call one site of a tenant for a while, to join. It gives no identity.
 
 use super::envelope::{Envelope, Kind, Window, name, serial};
-use super::{CERTIFICATE_BYTES_MAX, Refusal, Revocations, Serial, Trust};
+use super::{CERTIFICATE_BYTES_MAX, Refusal, Revocations, Serial, SignerKey, Trust};
 use crate::addr::Name;
 use prost::Message;
 use vp_proto::identity as proto;
@@ -96,6 +96,12 @@ impl Invitation {
     #[must_use]
     pub fn serial(&self) -> Serial {
         self.serial
+    }
+
+    /// The key of the authority that has to be trusted for it.
+    #[must_use]
+    pub fn authority(&self) -> &SignerKey {
+        self.envelope.authority()
     }
 
     /// Its own end, or that of its issuer's delegation where that comes before.

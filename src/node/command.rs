@@ -1,6 +1,6 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
-use super::hub::{Introduced, RelayBuckets, Relayed};
+use super::hub::{IntroducedSites, RelayBuckets, Relayed};
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
 use super::{Settings, SettingsError, Sweep};
 use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
@@ -59,7 +59,7 @@ impl Node {
             told: super::Told::default(),
             fragments: crate::flow::fragments::Fragments::default(),
             hub: Hub::new(seed),
-            introduced: Introduced::default(),
+            introduced: IntroducedSites::default(),
             relay_buckets: RelayBuckets::default(),
             relayed: Relayed::default(),
             idle: Vec::new(),

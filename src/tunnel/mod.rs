@@ -399,7 +399,7 @@ impl Tunnels {
 
     /// Looks at the peers whose time has come. What is too much for one call is left, and wants another at once.
     pub fn handle_timeout(&mut self, transmits: &mut Transmits, now: Instant) {
-        let (mut looks, mut asked, mut fails) = (0, 0, false);
+        let (mut looks, mut asked, mut doubts) = (0, 0, false);
         while looks < LOOKS_MAX && asked < ASKED_MAX {
             let Some(number) = self.wheel.due(now) else { break };
             let id = PeerId(number);
@@ -407,13 +407,13 @@ impl Tunnels {
             asked += usize::from(slot.tunnel.peer().tick(transmits, now));
             tell(slot, &mut self.wheel, &mut self.events, now);
             let mut peer = slot.tunnel.peer();
-            fails |= peer.is_failing(now);
+            doubts |= peer.is_doubtful(now);
             peer.rests = true;
             let look = now + LOOK + TICK * (number % LOOK_SPREAD);
             self.wheel.set(number, peer.due(now).map_or(look, |due| due.min(look)), now);
             looks += 1;
         }
-        if fails {
+        if doubts {
             // If UDP no longer passes, it is better known before a hub is asked anyway.
             for peer in &self.carried {
                 let slot = get_mut(&mut self.peers, *peer);

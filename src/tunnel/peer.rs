@@ -200,11 +200,6 @@ impl Peer {
         }
     }
 
-    /// Whether the path in use has failed.
-    pub fn is_failing(&self, now: Instant) -> bool {
-        self.paths.as_ref().is_some_and(|paths| paths.is_failing(self.path, now))
-    }
-
     pub fn is_doubtful(&self, now: Instant) -> bool {
         self.paths.as_ref().is_some_and(|paths| paths.is_doubtful(self.path, now))
     }

@@ -20,6 +20,21 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
     findings.extend(agent.issuing.findings(crate::clock::unix_seconds()));
     findings.extend(agent.renewing().and_then(|(renewal, certificate)| renewal.finding(&certificate)));
     findings.extend(agent.seeking.as_ref().map(|seeking| seeking.finding()));
+    if let Some(registry) = &agent.registry {
+        if let Some(Err(away)) = registry.shared() {
+            let detail = format!("etcd is away, and nobody can be registered meanwhile: {away}");
+            findings.push(finding(
+                "registry-away",
+                "error",
+                detail,
+                "see that most of etcd's members run and are reached",
+            ));
+        }
+        for damage in registry.damage() {
+            let fix = "look at what was put aside, then restart";
+            findings.push(finding("registry-damaged", "warning", damage.clone(), fix));
+        }
+    }
     let refused = agent.handle.call(|node, _, _| {
         let refused = node.refused_mappings();
         refused.first().map(|(service, error)| (refused.len(), format!("{service}: {error}")))

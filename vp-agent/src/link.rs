@@ -6,11 +6,14 @@ use crate::dataplane::Handle;
 use crate::identity::{Claim, Identities, Offered, PeerName, Place, Presented};
 use crate::joining::{Ask, Issuing, JoinError, Seeking};
 use crate::registry::{Registry, Unregistered};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use vp::addr::{Name, PeerId, Selector};
+use tokio::task::yield_now;
+use vp::addr::PeerId;
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::identity::{JoinRefusal, List, Refusal};
@@ -78,7 +81,17 @@ impl Link for AgentLink {
             let claims: Vec<Claim> = shown.map(claim).collect();
             for (site, refusal) in self.identities.introduce(&name, &claims, unix_seconds()) {
                 tracing::warn!("hub {name}: the certificate of {site} was refused: {refusal}");
+        if let Ok(Some(name)) = named {
+            let mut claimed = BTreeMap::new();
+            for shown in introductions.sites.iter().filter(|site| !site.certificate.is_empty()) {
+                let checked = self.identities.check(&name, &claim(shown), unix_seconds()).inspect_err(|refusal| {
+                    tracing::warn!("hub {name}: the certificate of {} was refused: {refusal}", shown.site);
+                });
+                claimed.insert(shown.site.clone(), checked.ok());
+                // All else on the control thread goes on meanwhile.
+                yield_now().await;
             }
+            self.identities.introduce(&name, claimed, unix_seconds());
         }
         let introduce = self.handle.call(move |node, _, now| node.introduce(hub, introductions.sites, now));
         introduce.await.ok();

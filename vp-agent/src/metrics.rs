@@ -56,6 +56,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
     flows(&mut registry, &figures);
     identity(&mut registry, agent);
     joining(&mut registry, agent);
+    registered(&mut registry, agent);
     shell(&mut registry, agent, &figures, audit_lost);
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -164,6 +165,23 @@ fn joining(registry: &mut Registry, agent: &Agent) {
     registry.register("joins_refused", "Sites that this issuer did not certify, first or anew", refused);
     registry.register("certificate_renewals", "Times that this site's certificate was renewed", counter(renewed));
     registry.register("certificate_renewals_failed", "Attempts to renew it that failed", counter(failed));
+/// A hub's own registry.
+fn registered(registry: &mut Registry, agent: &Agent) {
+    let Some(kept) = &agent.registry else { return };
+    let (records, refused) = (Family::<Labels, Gauge>::default(), Family::<Labels, Counter>::default());
+    let (sites, invitations) = agent.identities.registered();
+    for (kind, count) in [("site", sites), ("invitation", invitations)] {
+        records.get_or_create(&label("kind", kind)).set(count as i64);
+    }
+    for (refusal, count) in agent.identities.unregistered() {
+        refused.get_or_create(&label("reason", refusal.word())).inc_by(count);
+    }
+    registry.register("registry_records", "Sites and invitations that are registered at this hub", records);
+    registry.register("registrations_refused", "Records that were refused", refused);
+    if let Some(shared) = kept.shared() {
+        registry.register("registry_shared_up", "Whether etcd is followed", gauge(u64::from(shared.is_ok())));
+        registry.register("registry_shared_reads", "How often etcd was read whole", counter(kept.reads()));
+    }
 }
 
 fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: u64) {

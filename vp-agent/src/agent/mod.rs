@@ -160,10 +160,10 @@ impl Agent {
         let kept = Kept::load(&state)?;
         let identities = Arc::new(Identities::new(site.clone(), public_key, &config.credentials, by_key, kept));
         let registry = match config.settings.hub {
-            Some(_) => Some(Arc::new(Registry::open(&state, identities.clone()).await?)),
+            Some(_) => Some(Arc::new(Registry::open(&state, config.hub_store.as_ref(), identities.clone()).await?)),
             None => None,
         };
-        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::error!("{damage}"));
+        registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::warn!("{damage}"));
         let issuing = Issuing::new(site.clone(), key.clone(), state.clone(), identities.clone(), told.clone())?;
         let issuing = Arc::new(issuing);
         issuing.configure(config.issuer.clone());
@@ -284,6 +284,7 @@ impl Agent {
         let socket = wanted.config.socket.clone();
         self.issuing.configure(wanted.config.issuer.clone());
         drop(wanted);
+        self.registry.iter().for_each(|registry| registry.read_again());
         self.endpoints_changed.notify_one();
         self.dns.changed.notify_one();
         warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));

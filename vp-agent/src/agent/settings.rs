@@ -68,6 +68,7 @@ pub(super) fn keep_fixed(running: &Config, new: &mut Config) -> Result<Vec<Strin
         ("socket", keep(&running.socket, &mut new.socket)),
         ("metrics", keep(&running.metrics, &mut new.metrics)),
         ("audit", keep(&running.audit, &mut new.audit)),
+        ("hub.store", keep(&running.hub_store, &mut new.hub_store)),
         ("hub.tls", keep(&running.hub_tls, &mut new.hub_tls)),
     ];
     let changed = at_restart.iter().filter(|(_, changed)| *changed);

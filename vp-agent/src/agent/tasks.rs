@@ -27,6 +27,8 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(joining::renew(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
     if let Some(registry) = agent.registry.clone() {
+        let following = registry.clone();
+        tokio::spawn(async move { following.follow().await });
         tokio::spawn(every(crate::registry::REVIEW_PAUSE, async move || registry.review().await));
     }
     tokio::spawn(crate::dns::run(agent.clone()));

@@ -72,7 +72,8 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (own_file, own) = r.own_certificate(file.certificate.as_ref(), &state_dir, &site, own_key, &trust)?;
     let revocations = r.revocations(file.revocations.as_ref(), &trust)?;
     let peers = file.peers.as_deref().unwrap_or_default();
-    let Peers { settings: peers, endpoints, carriers, members } = r.peers(peers, &site, own_key, &trust, &pool)?;
+    let Peers { settings: peers, endpoints, carriers, members } =
+        r.peers(peers, (&site, file.hub.is_some()), own_key, &trust, &pool)?;
     let any_trust = trust.authorities().next().is_some();
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
@@ -86,6 +87,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let hub = r.hub(file.hub.as_ref())?;
     let issuer = r.issuer(file.issuer.as_ref(), &trust, hub.is_some())?;
+    let hub_store = r.hub_store(file.hub.as_ref().and_then(|hub| hub.store.as_ref()))?;
     let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
     let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings, any_trust)?;
@@ -101,6 +103,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         carriers,
         hub_tls,
         issuer,
+        hub_store,
         key,
         listen,
         interface,
@@ -459,6 +462,10 @@ impl<T> Default for Places<T> {
 }
 
 impl<T: Ord + Clone> Places<T> {
+    pub(super) fn has(&self, item: &T) -> bool {
+        self.0.contains_key(item)
+    }
+
     pub(super) fn add(
         &mut self,
         reader: &Reader,

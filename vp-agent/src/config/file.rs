@@ -73,6 +73,7 @@ pub struct Peer {
 pub struct Hub {
     pub relay: Option<Relay>,
     pub tls: Option<Tls>,
+    pub store: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -3,11 +3,16 @@
 use super::convert::{Reader, Result};
 use super::{file, values};
 use crate::carrier::{CarrierSettings, CertificateFiles, ListenerSettings};
+use crate::registry::EtcdSettings;
 use vp::addr::Name;
 use vp::node::RelayRates;
 
 /// For NATs, and so that a hub knows soon where a site is. The usual one of WireGuard.
 pub(super) const KEEPALIVE_SECONDS: u16 = 25;
+
+/// Where records stand in etcd, unless the file says otherwise.
+const STORE_PREFIX: &str = "virtual-presence";
+const STORE_PREFIX_BYTES_MAX: usize = 128;
 
 impl Reader<'_> {
     /// Whether the peer is a hub.
@@ -55,6 +60,25 @@ impl Reader<'_> {
             }
         };
         Ok(Some(ListenerSettings { listen, certificate }))
+    }
+
+    /// `etcd://` and its members, with a path if what is kept there is to have another prefix than ours.
+    pub(super) fn hub_store(&self, store: Option<&file::Text>) -> Result<Option<EtcdSettings>> {
+        self.optional("hub.store", store, |text| {
+            let expected = || format!("{text:?} is no store, expected etcd://HOST:2379,HOST:2379,HOST:2379");
+            let (members, path) = {
+                let rest = text.strip_prefix("etcd://").ok_or_else(expected)?;
+                rest.split_once('/').unwrap_or((rest, STORE_PREFIX))
+            };
+            let members: Vec<String> = members.split(',').map(ToOwned::to_owned).collect();
+            members.iter().try_for_each(|member| values::endpoint(member).map(drop))?;
+            let is_good = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+            let path = path.trim_matches('/');
+            if path.is_empty() || path.len() > STORE_PREFIX_BYTES_MAX || !path.chars().all(is_good) {
+                return Err(expected());
+            }
+            Ok(EtcdSettings { members, prefix: format!("/{path}/") })
+        })
     }
 
     pub(super) fn hub(&self, hub: Option<&file::Hub>) -> Result<Option<RelayRates>> {

@@ -22,6 +22,7 @@ pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
 use crate::joining::IssuerSettings;
+use crate::registry::EtcdSettings;
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
 use std::collections::BTreeMap;
@@ -56,6 +57,8 @@ pub struct Config {
     pub hub_tls: Option<ListenerSettings>,
     /// This gateway certifies sites that join.
     pub issuer: Option<Arc<IssuerSettings>>,
+    /// Where hubs share what is registered.
+    pub hub_store: Option<EtcdSettings>,
     /// May be missing only where the agent makes it at its first start: `site.key` of `state_dir`.
     pub key: PathBuf,
     /// Absent: any port.

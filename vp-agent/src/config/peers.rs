@@ -5,11 +5,12 @@ use super::credentials::{Member, OWN_CERTIFICATE, read_certificate, read_revocat
 use super::file::{self, Text};
 use super::{hub, keys, values};
 use crate::carrier::CarrierSettings;
+use crate::identity::PeerName;
 use serde_saphyr::{Location, Spanned};
 use std::path::{Path, PathBuf};
 use vp::addr::{Identity, Name, Pool};
 use vp::identity::{Certificate, List, Refusal, Revocations, Trust};
-use vp::node::PeerSettings;
+use vp::node::{Guest, PeerSettings};
 
 /// A handshake each and a control channel each; more want several gateways.
 const PEERS_MAX: usize = 1000;
@@ -38,7 +39,7 @@ impl Reader<'_> {
     pub(super) fn peers(
         &mut self,
         entries: &[Spanned<file::Peer>],
-        site: &Name,
+        (site, is_hub_here): (&Name, bool),
         own_key: Option<[u8; 32]>,
         trust: &Trust,
         pool: &Pool,
@@ -47,20 +48,26 @@ impl Reader<'_> {
             return Err(self.fail(peer.referenced, format!("peers: more than {PEERS_MAX}")));
         }
         let (mut sites, mut keys, mut peers) = (Places::default(), Places::default(), Peers::default());
+        let mut certified = Places::default();
         for Spanned { value: peer, referenced, .. } in entries {
             let Subject { identity, public_key, site_text, key_text, certificate } =
                 self.subject(peer, *referenced, trust)?;
             let name = identity.site.clone();
-            if name == *site {
+            // Of sites of one name and of several tenants a hub has the first as a peer, and the others as guests.
+            let is_taken = name == *site || sites.has(&PeerName::from(name.clone()));
+            let guest = (is_hub_here && certificate.is_some() && is_taken).then_some(Guest::Site);
+            if name == *site && guest.is_none() {
                 return Err(self.fail(site_text.referenced, format!("site: {name} is this site, expected another")));
             }
-            sites.add(self, &name, site_text, |line| {
-                let twice = format!("peer {name} is there twice, first in line {line}");
-                if certificate.is_some() {
-                    format!("{twice}: a site's name is one site's, whatever its tenant")
-                } else {
-                    twice
-                }
+            let twice = |line| format!("peer {name} is there twice, first in line {line}");
+            if let Some((_, certificate)) = &certificate {
+                let of = (certificate.tenant().clone(), name.clone());
+                certified.add(self, &of, site_text, twice)?;
+            }
+            let tenant = identity.tenant.clone().filter(|_| guest.is_some());
+            sites.add(self, &PeerName { site: name.clone(), tenant }, site_text, |line| match certificate {
+                Some(_) => format!("{}: a site's name is one site's, whatever its tenant, but at a hub", twice(line)),
+                None => twice(line),
             })?;
             if own_key == Some(public_key) {
                 let message = "public_key: this is the key of this site itself, expected the peer's";
@@ -75,9 +82,20 @@ impl Reader<'_> {
                     let message = "endpoint: this address is in the pool, and no tunnel leads through itself";
                     return Err(self.fail(text.referenced, message));
                 }
-                peers.endpoints.push((name.clone(), text.value.clone()));
+                if guest.is_some() && address.is_none() {
+                    let message = format!("endpoint: another peer is {name} already, expected an address for this one");
+                    return Err(self.fail(text.referenced, message));
+                }
+                if guest.is_none() {
+                    peers.endpoints.push((name.clone(), text.value.clone()));
+                }
             }
             let is_hub = self.is_hub(peer, &name)?;
+            if is_hub && guest.is_some() {
+                let message =
+                    format!("certificate: another peer is {name} already, expected hub: true for the first of them");
+                return Err(self.fail(site_text.referenced, message));
+            }
             if let Some(carrier) = self.carrier(peer, is_hub)? {
                 peers.carriers.push((name.clone(), carrier));
             }
@@ -91,7 +109,7 @@ impl Reader<'_> {
                 keepalive_seconds: keepalive.or(is_hub.then_some(hub::KEEPALIVE_SECONDS)),
                 stock: peer.stock.unwrap_or(false),
                 hub: is_hub,
-                guest: None,
+                guest,
             };
             if let Some((file, certificate)) = certificate {
                 let identity = Identity { site: name, tenant: None, groups: Vec::new() };

@@ -85,6 +85,16 @@ impl Record {
         }
     }
 
+    fn is_of_trusted(&self, trust: &Trust) -> bool {
+        trust.has(
+            self.tenant(),
+            match self {
+                Self::Site(certificate) => certificate.authority(),
+                Self::Invitation(invitation) => invitation.authority(),
+            },
+        )
+    }
+
     fn not_after(&self) -> u64 {
         match self {
             Self::Site(certificate) => certificate.not_after(),
@@ -118,6 +128,14 @@ impl Identities {
             *state.unregistered.entry(*refusal).or_default() += 1;
         }
         judged
+    }
+
+    /// What another hub took, and a store that hubs share says. None if it is nothing for this one: known, over, or of
+    /// a tenant that is none of its own.
+    pub fn judge_shared(&self, record: Record, now: u64) -> Result<Option<Record>, Refusal> {
+        let state = self.state();
+        let is_for_us = record.is_of_trusted(&state.trust) && !state.is_over(&record, now);
+        Ok((is_for_us && state.registered.accept(&record, now)?).then_some(record))
     }
 
     /// What comes from somebody who may register nothing.
@@ -160,12 +178,7 @@ impl Identities {
     /// Throws away what ended long ago or was taken back, and says what that was.
     pub fn clear_records(&self, now: u64) -> Vec<Place> {
         let mut state = self.state();
-        let State { registered, trust, revocations, .. } = &*state;
-        let is_over = |record: &Record| match record.judge(trust, revocations, now) {
-            Err(Refusal::Revoked) => true,
-            Ok(()) | Err(_) => record.not_after().saturating_add(KEPT_AFTER_END_SECONDS) <= now,
-        };
-        let over = registered.records.iter().filter(|(_, record)| is_over(record));
+        let over = state.registered.records.iter().filter(|(_, record)| state.is_over(record, now));
         let over: Vec<Place> = over.map(|(place, _)| place.clone()).collect();
         if over.is_empty() {
             return over;
@@ -176,6 +189,12 @@ impl Identities {
         drop(state);
         self.changed.notify_one();
         over
+    }
+
+    /// Whether it was taken back, or ended so long ago that it is thrown away.
+    #[must_use]
+    pub fn is_over(&self, record: &Record, now: u64) -> bool {
+        self.state().is_over(record, now)
     }
 
     /// Sites and invitations that are registered.
@@ -194,6 +213,13 @@ impl Identities {
 }
 
 impl State {
+    fn is_over(&self, record: &Record, now: u64) -> bool {
+        match record.judge(&self.trust, &self.revocations, now) {
+            Err(Refusal::Revoked) => true,
+            Ok(()) | Err(_) => record.not_after().saturating_add(KEPT_AFTER_END_SECONDS) <= now,
+        }
+    }
+
     /// What costs least is looked at first, and others' keys only when its signatures hold.
     fn judge_record(
         &self,

@@ -5,11 +5,16 @@
 //! Records only ever come, and of two for one place the later one decides: stores are joined, never one put in the other's
 //! place. What ended is thrown away by each hub for itself.
 
+mod etcd;
 mod file;
+mod shared;
+
+pub use etcd::EtcdSettings;
 
 use crate::clock::unix_seconds;
 use crate::identity::{Identities, Offered, Place, Record};
 use crate::state::StateDir;
+use etcd::Etcd;
 use file::RecordFile;
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -42,7 +47,8 @@ pub struct StoreError(String);
 pub struct Registry {
     identities: Arc<Identities>,
     kept: Arc<RecordFile>,
-    /// What stands in the stores is in step with what is admitted.
+    shared: Option<Etcd>,
+    /// What stands in the file is in step with what is admitted.
     one_at_a_time: Mutex<()>,
     /// What sites presented of themselves and no store took yet; each has one.
     waiting: std::sync::Mutex<BTreeMap<(Name, Name), Vec<u8>>>,
@@ -52,7 +58,11 @@ pub struct Registry {
 
 impl Registry {
     /// Reads what is kept. What is damaged is said, and not in the way of the rest.
-    pub async fn open(state: &StateDir, identities: Arc<Identities>) -> Result<Self, StoreError> {
+    pub async fn open(
+        state: &StateDir,
+        shared: Option<&EtcdSettings>,
+        identities: Arc<Identities>,
+    ) -> Result<Self, StoreError> {
         let file = state.file(FILE);
         let (kept, read) = in_background(move || RecordFile::open(&file)).await?;
         let kept = Arc::new(kept);
@@ -60,16 +70,19 @@ impl Registry {
         for record in read.records {
             identities.admit(record);
         }
-        Ok(Self { identities, kept, one_at_a_time: Mutex::default(), waiting: std::sync::Mutex::default(), damage })
+        let shared = shared.map(Etcd::new).transpose()?;
+        let waiting = std::sync::Mutex::default();
+        Ok(Self { identities, kept, shared, one_at_a_time: Mutex::default(), waiting, damage })
     }
 
     /// What a site of this tenant hands over. Where it stands, if it is new; it is kept and admitted then.
     pub async fn register(&self, by: (&Name, &Name), offered: &Offered) -> Result<Option<Place>, Unregistered> {
-        let _one_at_a_time = self.one_at_a_time.lock().await;
         let Some(record) = self.identities.judge_record(by, offered, unix_seconds())? else { return Ok(None) };
-        self.keep(&record).await?;
         let place = record.place();
-        self.identities.admit(record);
+        if let Some(shared) = &self.shared {
+            shared.put(&place, &record.to_bytes()).await?;
+        }
+        self.keep(record).await?;
         Ok(Some(place))
     }
 
@@ -95,6 +108,7 @@ impl Registry {
             written.unwrap_or_else(|error| tracing::warn!("what has ended stays in the registry: {error}"));
         }
         drop(one_at_a_time);
+        self.forget_shared(&over).await;
         let waiting = std::mem::take(&mut *self.waiting());
         for (by, certificate) in waiting {
             self.present(by, certificate).await;
@@ -106,9 +120,13 @@ impl Registry {
         &self.damage
     }
 
-    async fn keep(&self, record: &Record) -> Result<(), StoreError> {
-        let (kept, record) = (self.kept.clone(), record.clone());
-        in_background(move || kept.add(&record)).await
+    /// On this host, and admits it.
+    async fn keep(&self, record: Record) -> Result<(), StoreError> {
+        let _one_at_a_time = self.one_at_a_time.lock().await;
+        let (kept, added) = (self.kept.clone(), record.clone());
+        in_background(move || kept.add(&added)).await?;
+        self.identities.admit(record);
+        Ok(())
     }
 
     fn waiting(&self) -> MutexGuard<'_, BTreeMap<(Name, Name), Vec<u8>>> {

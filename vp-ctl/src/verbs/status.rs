@@ -76,7 +76,7 @@ fn peers(peers: &[api::PeerStatus]) -> Table {
         Table::new(&["SITE", "STATE", "PATH", "ENDPOINT", "HANDSHAKE", "RTT", "RX", "TX", "CONTROL", "OFFERS"]);
     for peer in peers {
         table.row([
-            strong(&peer.site),
+            strong(peer.name()),
             judged(&peer.state),
             judged(&peer.path),
             optional(peer.endpoint.as_deref()),
@@ -94,8 +94,8 @@ fn peers(peers: &[api::PeerStatus]) -> Table {
 /// Of this site and its peers, and of which groups peers are; nothing where nobody has any of it.
 fn certificates(status: &api::Status) -> Table {
     let mut table = Table::new(&["SITE", "TENANT", "GROUPS", "SERIAL", "STATE", "ENDS", "IN"]);
-    let peers = status.peers.iter().map(|peer| (&peer.site, &peer.certificate));
-    for (site, certificate) in std::iter::once((&status.site, &status.certificate)).chain(peers) {
+    let peers = status.peers.iter().map(|peer| (peer.name(), &peer.certificate));
+    for (site, certificate) in std::iter::once((status.site.clone(), &status.certificate)).chain(peers) {
         let Some(api::Certificate { tenant, groups, serial, not_after, seconds_left, state }) = certificate else {
             continue;
         };
