@@ -98,6 +98,9 @@ pub struct PeerStatus {
     #[serde(default)]
     pub paths: Vec<PathStatus>,
     pub handshake_age_seconds: Option<u64>,
+    /// With which data leaves while there is a session: chacha20-poly1305, or aes-256-gcm.
+    #[serde(default)]
+    pub cipher: Option<String>,
     pub rtt_ms: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
