@@ -10,10 +10,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
+use tokio::task::{spawn_blocking, yield_now};
 use vp::addr::{Name, PeerId, Selector};
-use tokio::task::yield_now;
-use vp::addr::PeerId;
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::identity::{JoinRefusal, List, Refusal};
@@ -77,11 +75,6 @@ impl Link for AgentLink {
         let named = self.handle.call(move |node, _, _| node.peer_site(hub).cloned()).await;
         // Who has not joined yet trusts nobody.
         if let (Ok(Some(name)), None) = (named, &self.seeking) {
-            let shown = introductions.sites.iter().filter(|site| !site.certificate.is_empty());
-            let claims: Vec<Claim> = shown.map(claim).collect();
-            for (site, refusal) in self.identities.introduce(&name, &claims, unix_seconds()) {
-                tracing::warn!("hub {name}: the certificate of {site} was refused: {refusal}");
-        if let Ok(Some(name)) = named {
             let mut claimed = BTreeMap::new();
             for shown in introductions.sites.iter().filter(|site| !site.certificate.is_empty()) {
                 let checked = self.identities.check(&name, &claim(shown), unix_seconds()).inspect_err(|refusal| {

@@ -165,6 +165,8 @@ fn joining(registry: &mut Registry, agent: &Agent) {
     registry.register("joins_refused", "Sites that this issuer did not certify, first or anew", refused);
     registry.register("certificate_renewals", "Times that this site's certificate was renewed", counter(renewed));
     registry.register("certificate_renewals_failed", "Attempts to renew it that failed", counter(failed));
+}
+
 /// A hub's own registry.
 fn registered(registry: &mut Registry, agent: &Agent) {
     let Some(kept) = &agent.registry else { return };

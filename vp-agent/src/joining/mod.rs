@@ -8,6 +8,8 @@ mod book;
 mod issuing;
 mod renewal;
 mod seeking;
+#[cfg(test)]
+mod tests;
 mod told;
 
 pub use issuing::{IssuerSettings, Issuing, JoinError, Order, Way};
