@@ -33,6 +33,11 @@ struct World {
 }
 
 fn world(lab: &Lab) -> Result<World> {
+    world_of(lab, "")
+}
+
+/// The issuer with more in its configuration.
+fn world_of(lab: &Lab, more: &str) -> Result<World> {
     let (plan, internet) = (Plan::named("same", Families::V4)?, Internet::new(lab)?);
     let authority = Authority::new(lab, "acme", "acme")?;
     let site = Site::new(lab, "cloud", &plan.cloud_lan, &internet, Access::Direct)?;
@@ -45,7 +50,8 @@ fn world(lab: &Lab) -> Result<World> {
         listen: Some(([0; 4], PORT).into()),
         peers: Vec::new(),
         rest: issuer(&authority, &format!("{}:{PORT}", site.uplink.v4))?
-            + &expose("web", &format!("\"{address}\""), "tcp/80", "group:edge", "masquerade"),
+            + &expose("web", &format!("\"{address}\""), "tcp/80", "group:edge", "masquerade")
+            + more,
     };
     let cloud = Agent::start(lab, &site.gateway, config, Key::new()?)?;
     let factory = Site::new(lab, "factory", &plan.factory_lan, &internet, Access::HOME_NAT)?;
@@ -305,9 +311,9 @@ fn a_certificate_is_renewed_under_an_open_download_and_when_it_cannot_be_that_is
 }
 
 #[test]
-fn an_invitation_outlives_its_issuers_end_and_a_revoked_site_is_not_renewed() {
+fn an_invitation_outlives_its_issuers_end_and_a_revoked_site_is_not_renewed_where_the_issuer_is_a_hub() {
     story(|lab| {
-        let mut world = world(lab)?;
+        let mut world = world_of(lab, "hub: {}\n")?;
         let token = invite(&world.cloud, "factory --group edge --valid 30s")?;
         world.cloud.kill()?;
         world.cloud.start_again(lab)?;
@@ -324,7 +330,10 @@ fn an_invitation_outlives_its_issuers_end_and_a_revoked_site_is_not_renewed() {
             let status = world.cloud.status()?;
             let peers = status["peers"].as_array().context("no peers")?;
             Ok(!peers.iter().any(|peer| peer["site"] == "factory" && peer["state"] == "up"))
-        })
+        })?;
+        ensure!(is_told(&world.cloud, "certificate-revoked", Some("revoked"))?);
+        ensure!(!is_told(&world.cloud, "renewed", None)?);
+        Ok(())
     });
 }
 

@@ -52,6 +52,10 @@ pub struct Invite {
 
 impl Invite {
     pub fn run(self, client: &Client, screen: &Screen) -> Result<Outcome, Failure> {
+        // Before there is an invitation that nobody has the token of.
+        if let Some(file) = self.out.iter().chain(&self.bundle).find(|file| file.exists()) {
+            return Err(files::refused(file, &"there is such a file, expected a new name"));
+        }
         let request = InviteRequest {
             site: self.site.clone(),
             groups: self.groups.clone(),
