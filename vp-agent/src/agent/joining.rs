@@ -147,6 +147,9 @@ pub(super) async fn follow_hubs(agent: Arc<Agent>) {
 impl Agent {
     /// What could not be done, one line each; it is tried again.
     async fn register_at_hubs(&self) -> Vec<String> {
+        if self.issuing.tenant().is_none() {
+            return Vec::new();
+        }
         let _one_at_a_time = self.registering.lock().await;
         let hubs = self.handle.call(|node, _, _| {
             let hubs = node.peer_settings().filter(|(_, peer)| peer.hub);

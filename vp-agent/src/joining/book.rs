@@ -99,6 +99,10 @@ impl Issued {
     pub fn new(certificate: Certificate, valid_seconds: u64) -> Self {
         Self { certificate, valid_seconds, hubs: BTreeSet::new() }
     }
+
+    fn is_over(&self, now: u64) -> bool {
+        now >= self.certificate.not_after().saturating_add(ENDED_SECONDS)
+    }
 }
 
 /// What is to be signed for who joins.
@@ -203,6 +207,15 @@ impl Book {
         }
     }
 
+    /// Whether the clock has changed anything.
+    pub fn is_due(&self, now: u64) -> bool {
+        let is_over = |invited: &Invited| match invited.spent {
+            None => now >= invited.ends,
+            Some(spent) => now >= spent.at.saturating_add(SPENT_SECONDS),
+        };
+        self.invited.iter().any(is_over) || self.issued.iter().any(|issued| issued.is_over(now))
+    }
+
     /// What the clock has changed: those that have expired now. Forgets what nobody needs any more.
     pub fn review(&mut self, now: u64) -> Vec<Invited> {
         let mut expired = Vec::new();
@@ -220,7 +233,7 @@ impl Book {
             too_many -= usize::from(goes);
             !goes
         });
-        self.issued.retain(|issued| now < issued.certificate.not_after().saturating_add(ENDED_SECONDS));
+        self.issued.retain(|issued| !issued.is_over(now));
         expired
     }
 

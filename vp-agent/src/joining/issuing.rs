@@ -174,11 +174,11 @@ impl Issuing {
             hubs: BTreeSet::new(),
         };
         let token = self.token(&settings, &invited, secret, way).map_err(|error| error.to_string())?;
-        self.certified(&settings.issuer, &invited.public_key, (site, groups), *valid_seconds, now)
-            .map_err(|error| error.to_string())?;
+        // What cannot be signed is said now, and not to who joins.
+        let signed = self.certified(&settings.issuer, &invited.public_key, (site, groups), *valid_seconds, now);
+        signed.map_err(|error| error.to_string())?;
         let shown = shown(&invited);
         let kept = self.change(|book| {
-            book.review(now);
             if book.invite(invited) { Ok(()) } else { Err(format!("{OPEN_MAX} invitations are open already")) }
         });
         match kept {
@@ -353,13 +353,7 @@ impl Issuing {
 
     /// What the clock has changed.
     pub fn review(&self, now: u64) {
-        let is_due = {
-            let book = lock(&self.book);
-            let mut reviewed = book.clone();
-            reviewed.review(now);
-            *book != reviewed
-        };
-        if !is_due {
+        if !lock(&self.book).is_due(now) {
             return;
         }
         match self.change(|book| Ok::<_, JoinRefusal>(book.review(now))) {

@@ -209,6 +209,12 @@ impl Seeking {
     pub fn finding(&self) -> Finding {
         let api::Joining { tenant, issuer, expires, refused } = self.shown();
         let (severity, detail, fix) = match refused {
+            // Its issuer decides; but one that has long forgotten it says nothing.
+            None if unix_seconds() >= self.token.not_after() => {
+                let detail =
+                    format!("this site has an invitation of {tenant} that ended at {expires}, and did not join");
+                ("error", detail, "ask for another invitation, then vp-ctl join")
+            }
             None => {
                 let detail = format!("this site has an invitation of {tenant} until {expires} and asks {issuer}");
                 ("warning", detail, "see that UDP passes, to it or to a hub that is up")
