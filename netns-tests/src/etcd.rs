@@ -56,6 +56,11 @@ impl Etcd {
         (0..MEMBERS).try_for_each(|member| self.kill(member))
     }
 
+    /// Nothing reaches any of them, until [`Internet::calm`].
+    pub fn cut(&self, internet: &Internet) -> Result<()> {
+        self.members.iter().try_for_each(|member| internet.lose(&member.uplink, 1000))
+    }
+
     /// Those that were killed, with what they had.
     pub fn start_again(&mut self, lab: &Lab) -> Result<()> {
         let cluster: Vec<String> =

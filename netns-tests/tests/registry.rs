@@ -191,12 +191,18 @@ fn what_one_hub_registers_the_other_knows_within_a_second_whatever_happens_to_et
         world.fetch()?;
         world.etcd.start_again(lab)?;
         world.hubs.iter().try_for_each(|hub| hub.wait_finding("registry-away", false))?;
+        // Silent, and there again.
+        world.etcd.cut(&world.internet)?;
+        world.hubs.iter().try_for_each(|hub| hub.wait_finding("registry-away", true))?;
+        world.internet.calm()?;
+        world.hubs.iter().try_for_each(|hub| hub.wait_finding("registry-away", false))?;
+        sites.push(world.register(lab, "yard", 2)?);
         // Cut off for so long that its watch cannot go on.
         world.hubs[1].agent.kill()?;
         sites.push(world.register(lab, "shop", 1)?);
         world.etcd.compact()?;
         world.hubs[1].agent.start_again(lab)?;
-        world.hubs[1].wait_records(5)?;
+        world.hubs[1].wait_records(6)?;
         world.hubs[1].agent.wait_peer("shop")
     });
 }
