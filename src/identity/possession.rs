@@ -43,11 +43,13 @@ mod tests {
         let public = |secret: &StaticSecret| PublicKey::from(secret).to_bytes();
         let invited = [9; 32];
         let proof = possession(&site, &public(&issuer), &invited, &public(&site));
-        let holds = |proof: &[u8], invited, key| is_possession(proof, &issuer, &public(&site), invited, key);
-        assert!(holds(&proof, &invited, &public(&site)));
-        assert!(!holds(&proof, &[8; 32], &public(&site)) && !holds(&proof, &invited, &public(&other)));
-        assert!(!holds(&proof[1..], &invited, &public(&site)) && !holds(&[], &invited, &public(&site)));
+        let holds = |proof: &[u8], invited: [u8; 32], key: &StaticSecret| {
+            is_possession(proof, &issuer, &public(key), &invited, &public(&site))
+        };
+        assert!(holds(&proof, invited, &site));
+        assert!(!holds(&proof, [8; 32], &site) && !holds(&proof, invited, &other));
+        assert!(!holds(&proof[1..], invited, &site) && !holds(&[], invited, &site));
         let of_other = possession(&other, &public(&issuer), &invited, &public(&site));
-        assert!(!holds(&of_other, &invited, &public(&site)));
+        assert!(!holds(&of_other, invited, &site));
     }
 }

@@ -204,7 +204,9 @@ fn claim(of: &Introduction) -> Claim {
 }
 
 /// The host's own address that its routes would send from. Nothing is sent.
-fn own_address_towards(to: SocketAddr) -> Option<IpAddr> {
+/// Which of the host's addresses its routes choose for this one. Nothing is sent.
+#[must_use]
+pub fn own_address_towards(to: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(to).ok()?;
