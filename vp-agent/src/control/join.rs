@@ -20,7 +20,7 @@ pub fn write_join(public_key: &[u8; 32], possession: Vec<u8>) -> JoinRequest {
     JoinRequest { versions: vec![offer::VERSION], public_key: public_key.to_vec(), possession }
 }
 
-/// What an issuer said; none: it may say something else when it is asked again.
+/// What an issuer said: a certificate, or the word for why not. An error: it may say something else when it is asked again.
 pub fn read_join(said: Result<JoinResponse, Status>) -> Result<Result<Vec<u8>, String>, Status> {
     match said {
         Ok(JoinResponse { refused, certificate }) => Ok(judged(refused, certificate)),

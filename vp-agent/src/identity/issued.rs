@@ -35,9 +35,8 @@ impl Identities {
     #[must_use]
     pub fn has_key_of_other(&self, key: &PublicKey, site: &Name) -> bool {
         let state = self.state();
-        let by_key = state.keys.iter().map(|(of, known)| (of, known));
         let members = state.members.iter().map(|(of, member)| (of, &member.settings.public_key));
-        by_key.chain(members).any(|(of, known)| known == key && of.site != *site)
+        state.keys.iter().chain(members).any(|(of, known)| known == key && of.site != *site)
     }
 
     /// Whom this gateway trusts for the tenant.

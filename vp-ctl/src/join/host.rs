@@ -2,8 +2,8 @@
 
 use crate::failure::Failure;
 use crate::files::{self, refused};
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::fs::{self, DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vp::identity::Token;
@@ -63,7 +63,9 @@ pub fn write_configuration(path: &Path, text: &str, existing: Existing) -> Resul
         old.push(".before-join");
         fs::copy(path, PathBuf::from(old)).map_err(|error| refused(path, &error))?;
     }
-    files::write(path, text)
+    files::write(path, text)?;
+    // Whatever umask its writer has.
+    fs::set_permissions(path, Permissions::from_mode(0o644)).map_err(|error| refused(path, &error))
 }
 
 /// For the agent alone: it forgets it when the site has joined.
