@@ -182,6 +182,28 @@ fn a_named_client_is_told_apart_from_its_neighbour() {
 }
 
 #[test]
+fn who_becomes_a_guest_keeps_its_tunnel_and_nothing_else() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    let (mut cloud, now) = (cloud_settings(), world.now);
+    cloud.peers[0].guest = Some(vp::node::Guest::Site);
+    world.gateway("cloud").node.configure(cloud, now).expect("settings");
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"more"));
+    world.send("factory", &tcp((plc(), 4001), (web, 80), "S", 100, 0, b""));
+    world.send("cloud", &tcp((address("10.0.0.5"), 80), (caller, 4000), "PA", 501, 101, b"more"));
+    world.run(Duration::from_secs(1));
+    assert_eq!(world.gateway("cloud").take_delivered(), Vec::<Vec<u8>>::new());
+    assert!(world.gateway("cloud").drops(Reason::NotAllowed) >= 1, "{:?}", world.gateway("cloud").all_drops());
+    let gateway = world.gateway("cloud");
+    let peer = gateway.peers[&name("factory")];
+    assert_eq!(gateway.node.offer(peer), vp::catalogue::Offer::default());
+    assert_eq!(gateway.node.peer_by_site(&name("factory")), None);
+    world.exchange_offers();
+    let status = world.gateway("cloud").node.peers(now).remove(0).1;
+    assert_eq!((status.state.as_str(), status.guest, status.offered_services), ("up", true, 0));
+}
+
+#[test]
 fn a_prefix_service_is_one_to_one() {
     let mut world = world();
     let presences = world.gateway("factory").node.presences();

@@ -166,6 +166,10 @@ fn a_download_moves_to_the_other_hub_when_either_dies() {
             world.hubs[first].wait_attended()?;
         }
         download.finish()?;
+        for hub in &world.hubs {
+            let reads = hub.agent.figure("vp_registry_shared_reads_total")?;
+            ensure!(reads == 1, "{} has lost etcd {} times", hub.agent.config.site, reads - 1);
+        }
         world.fetch()
     });
 }

@@ -163,13 +163,19 @@ impl Link for AgentLink {
         });
         // One that was just taken away presents nothing.
         let Ok(Some((name, key))) = subject.await else { return Ok(false) };
-        let taken = self.identities.take_certificate(&name, &key, &bytes, unix_seconds())?;
-        if let Some(registry) = &self.registry
-            && let Some(tenant) = self.identities.tenant_of(&name)
-        {
-            registry.present((tenant, name.site), bytes).await;
+        self.identities.take_certificate(&name, &key, &bytes, unix_seconds())
+    }
+
+    async fn present(&self, peer: PeerId, certificate: Vec<u8>) -> Result<Option<Place>, Refusal> {
+        let Some(registry) = &self.registry else { return Ok(None) };
+        let name = self.handle.call(move |node, _, _| {
+            node.peer_settings().find(|(id, _)| *id == peer).map(|(_, settings)| PeerName::of(settings))
+        });
+        let Ok(Some(name)) = name.await else { return Ok(None) };
+        match self.identities.tenant_of(&name) {
+            Some(tenant) => registry.present((tenant, name.site), certificate).await,
+            None => Ok(None),
         }
-        Ok(taken)
     }
 
     async fn register(&self, peer: PeerId, offered: Offered) -> Option<Result<Option<Place>, Unregistered>> {

@@ -179,6 +179,10 @@ impl Link for NodeLink {
         Ok(false)
     }
 
+    async fn present(&self, _: PeerId, _: Vec<u8>) -> Result<Option<Place>, Refusal> {
+        Ok(None)
+    }
+
     async fn register(&self, _: PeerId, _: Offered) -> Option<Result<Option<Place>, Unregistered>> {
         None
     }

@@ -274,6 +274,7 @@ impl Agent {
             return Err(placed(error, &config));
         }
         drop(reviewing);
+        warnings.extend(self.still_registered(&wanted.config, &config));
         let old = std::mem::replace(&mut wanted.config, config);
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
             wanted.config = old;

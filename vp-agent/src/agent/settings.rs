@@ -20,7 +20,9 @@ pub(super) fn effective(
         // An introduced site gives way: the operator spoke of this one himself.
         let before = settings.peers.clone();
         let is_of_file = |peer: &PeerSettings| config.has_peer(&peer.identity.site);
-        settings.peers.retain(|peer| is_of_file(peer) || peer.stock || peer.identity.site.as_str() != request.site);
+        let is_other =
+            |peer: &PeerSettings| peer.stock || peer.guest.is_some() || peer.identity.site.as_str() != request.site;
+        settings.peers.retain(|peer| is_of_file(peer) || is_other(peer));
         match config::stock_peer(request, &settings) {
             Ok(peer) if config.has_peer(&peer.identity.site) => {
                 clashes.push(format!("peer {}: the file's entry stands, not that of vp-ctl peer add", request.site));

@@ -731,7 +731,9 @@ fn certificates_are_refused_with_the_place_and_the_reason() {
     let other = says(&[("beta", 1)], &peer(&cloud));
     assert_eq!(
         other,
-        format!("agent.yaml:6:18: certificate: {file}: wrong-tenant: its authority is trusted for another tenant")
+        format!(
+            "agent.yaml:6:18: certificate: {file}: wrong-tenant: it is another tenant's, or its authority is trusted for another tenant"
+        )
     );
     let none = says(&[("acme", 1)], &peer("/nowhere/c"));
     assert!(none.starts_with("agent.yaml:6:18: certificate: /nowhere/c: No such file"), "{none}");
@@ -747,9 +749,9 @@ fn certificates_are_refused_with_the_place_and_the_reason() {
     let of_beta = certificate(&folder, ("beta", 2), "cloud", PUBLIC);
     let two = format!("peers:\n  - certificate: {cloud}\n  - certificate: {of_beta}\n");
     let two = says(&[("acme", 1), ("beta", 2)], &two);
-    assert!(
-        two.ends_with("peer cloud is there twice, first in line 7: a site's name is one site's, whatever its tenant")
-    );
+    let twice =
+        "peer cloud is there twice, first in line 7: a site's name is one site's, whatever its tenant, but at a hub";
+    assert!(two.ends_with(twice), "{two}");
     let key = OTHER;
     let bad = says(&[], &format!("trust:\n  - {{tenant: Acme, authority: {key}}}\n"));
     assert!(bad.starts_with("agent.yaml:4:14: tenant: "), "{bad}");
@@ -757,4 +759,42 @@ fn certificates_are_refused_with_the_place_and_the_reason() {
     assert_eq!(again, "agent.yaml:5:31: authority: this authority is trusted already, for tenant acme");
     let list = says(&[("acme", 1)], &format!("revocations: {cloud}\n"));
     assert!(list.contains("there is no line \"-----BEGIN VP REVOCATIONS-----\""), "{list}");
+}
+
+#[test]
+fn a_hub_has_sites_of_one_name_and_of_several_tenants_the_first_as_a_peer_and_the_others_as_guests() {
+    let folder = tempfile::tempdir().expect("folder");
+    let keys = [PUBLIC, OTHER];
+    let [of_acme, of_beta] = [("acme", 1), ("beta", 2)]
+        .map(|(tenant, seed)| certificate(&folder, (tenant, seed), "cloud", keys[usize::from(seed) - 1]));
+    let trust = trust(&[("acme", 1), ("beta", 2)]);
+    let text = |peers: &str| format!("site: hub\npool: [10.0.1.0/24]\nhub: {{}}\n{trust}peers:\n{peers}");
+    let both = text(&format!("  - certificate: {of_acme}\n  - certificate: {of_beta}\n"));
+    let config = Config::parse(Path::new("agent.yaml"), &both, &HostNetworks::default()).expect("a good file");
+    let guests: Vec<_> = config.credentials.members.iter().map(|member| member.settings.guest.clone()).collect();
+    assert_eq!(guests, [None, Some(vp::node::Guest::Site)]);
+    let says = |peers: &str| {
+        let parsed = Config::parse(Path::new("agent.yaml"), &text(peers), &HostNetworks::default());
+        parsed.expect_err("refused").to_string()
+    };
+    let again = says(&format!("  - certificate: {of_beta}\n  - certificate: {of_beta}\n"));
+    assert!(again.ends_with("peer cloud is there twice, first in line 8"), "{again}");
+    let named = says(&format!("  - certificate: {of_acme}\n  - certificate: {of_beta}\n    endpoint: a.example:1\n"));
+    assert!(named.ends_with("endpoint: another peer is cloud already, expected an address for this one"), "{named}");
+}
+
+#[test]
+fn a_store_that_hubs_share_is_named_with_its_members_and_perhaps_a_prefix() {
+    let store = |text: &str| {
+        let text = format!("site: hub\npool: [10.0.1.0/24]\nhub: {{store: \"{text}\"}}\n");
+        Config::parse(Path::new("agent.yaml"), &text, &HostNetworks::default()).map(|config| config.hub_store)
+    };
+    let three = store("etcd://10.0.0.7:2379,b.example:2379,[fd00::1]:2379").expect("good").expect("a store");
+    assert_eq!(three.members, ["10.0.0.7:2379", "b.example:2379", "[fd00::1]:2379"]);
+    assert_eq!(three.prefix, "/virtual-presence/");
+    assert_eq!(store("etcd://a:1/one/two/").expect("good").expect("a store").prefix, "/one/two/");
+    for bad in ["redis://a:1", "etcd://", "etcd://a", "etcd://a:1,,b:1", "etcd://a:1//", "etcd://a:1/ü"] {
+        let refused = store(bad).expect_err("refused").to_string();
+        assert!(refused.starts_with("agent.yaml:3:14: hub.store: "), "{refused}");
+    }
 }

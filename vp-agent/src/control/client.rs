@@ -113,7 +113,7 @@ impl<L: Link> Client<L> {
         }
         let mut said = std::mem::take(&mut self.said);
         let (link, notices) = (self.link.clone(), self.notices.clone());
-        let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said };
+        let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said, presented: None };
         let attending = self.attending();
         let ended = tokio::select! {
             ended = self.follow_offers(channel.clone(), had_offer) => ended,

@@ -45,6 +45,8 @@ pub struct Taker<'a, L> {
     pub link: L,
     pub notices: Notices,
     pub said: &'a mut Said,
+    /// The certificate that it presented last, during this connection.
+    pub presented: Option<Vec<u8>>,
 }
 
 impl<L: Link> Taker<'_, L> {
@@ -80,7 +82,13 @@ impl<L: Link> Taker<'_, L> {
 
     async fn take(&mut self, kind: Kind) -> Duration {
         let (what, taken) = match kind {
-            Kind::Certificate(bytes) => (What::Certificate, self.link.take_certificate(self.peer, bytes).await),
+            Kind::Certificate(bytes) => {
+                let taken = self.link.take_certificate(self.peer, bytes.clone()).await;
+                if taken.is_ok() {
+                    self.present(bytes).await;
+                }
+                (What::Certificate, taken)
+            }
             Kind::Revocations(bytes) => (What::Revocations, self.take_revocations(bytes).await),
         };
         match taken {
@@ -94,6 +102,20 @@ impl<L: Link> Taker<'_, L> {
                 if refusal == Refusal::BadSignature { BAD_PAUSE } else { TAKEN_PAUSE }
             }
         }
+    }
+
+    /// What the peer shows of itself is a record, if this is a hub.
+    async fn present(&mut self, certificate: Vec<u8>) {
+        if self.presented.as_ref() == Some(&certificate) {
+            return;
+        }
+        let peer = self.peer;
+        match self.link.present(peer, certificate.clone()).await {
+            Ok(Some(place)) => self.notices.tell(Notice::Registered { peer, place }),
+            Ok(None) => {}
+            Err(refusal) => self.notices.tell(Notice::RegistrationRefused { peer, refusal }),
+        }
+        self.presented = Some(certificate);
     }
 
     async fn take_revocations(&mut self, bytes: Vec<u8>) -> Result<bool, Refusal> {

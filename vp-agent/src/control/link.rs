@@ -52,6 +52,13 @@ pub trait Link: Clone + Send + Sync + 'static {
     /// Whom this hub tells that site of now.
     fn introductions(&self, peer: PeerId) -> impl Future<Output = Introductions> + Send;
 
+    /// At a hub: registers what the peer presented of itself, and was taken. Where that stands then, if it is new.
+    fn present(
+        &self,
+        peer: PeerId,
+        certificate: Vec<u8>,
+    ) -> impl Future<Output = Result<Option<Place>, Refusal>> + Send;
+
     /// What a site of this hub's has registered: where it stands then, if it is new. None if this gateway is no hub.
     fn register(
         &self,

@@ -130,8 +130,16 @@ impl Link for TestLink {
         Ok(true)
     }
 
-    async fn register(&self, _: PeerId, _: Offered) -> Option<Result<Option<Place>, Unregistered>> {
-        None
+    async fn present(&self, _: PeerId, _: Vec<u8>) -> Result<Option<Place>, Refusal> {
+        Ok(None)
+    }
+
+    async fn register(&self, _: PeerId, offered: Offered) -> Option<Result<Option<Place>, Unregistered>> {
+        self.0.is_hub.then(|| match offered {
+            Offered::Site(bytes) if bytes == b"good" => Ok(Some("site/acme/cloud".to_owned())),
+            Offered::Site(_) => Err(Refusal::Older.into()),
+            Offered::Invitation(_) => Err(crate::registry::StoreError::new("the disk is full").into()),
+        })
     }
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {
@@ -633,4 +641,32 @@ async fn a_peer_that_is_no_hub_says_so_once_and_its_offers_go_on() {
     while let Ok(notice) = site.notices.try_recv() {
         assert!(!matches!(notice, Notice::IntroductionsRefused { .. } | Notice::Closed(_)), "{notice:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_registered_is_answered_told_and_taken_at_its_rate() {
+    let (mut hub, mut site) = pair(Site { is_hub: true, ..Site::new(1) }, Site::new(2));
+    site.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    hub.hears(|notice| *notice == Notice::Opened(PEER)).await;
+    let register = async |offered| site.control.register(PEER, offered).await;
+    assert_eq!(register(Offered::Site(b"good".to_vec())).await, Ok(()));
+    let place = "site/acme/cloud".to_owned();
+    assert_eq!(
+        hub.hears(|notice| matches!(notice, Notice::Registered { .. })).await,
+        Notice::Registered { peer: PEER, place }
+    );
+    let refused = register(Offered::Site(b"bad".to_vec())).await;
+    assert_eq!(refused, Err(RegisterError::Refused("older".to_owned())));
+    let told = hub.hears(|notice| matches!(notice, Notice::RegistrationRefused { .. })).await;
+    assert_eq!(told, Notice::RegistrationRefused { peer: PEER, refusal: Refusal::Older });
+    let later = register(Offered::Invitation(Vec::new())).await.expect_err("not now").to_string();
+    assert_eq!(later, "the far gateway answered: this hub cannot keep it now");
+    assert_eq!(hub.control.register(PEER, Offered::Site(b"good".to_vec())).await, Err(RegisterError::NoHub));
+    let start = Instant::now();
+    let mut taken = 0;
+    for _ in 0..200 {
+        taken += u64::from(register(Offered::Site(b"good".to_vec())).await.is_ok());
+    }
+    let most = register::REGISTRATIONS_AT_ONCE + register::REGISTRATIONS_A_SECOND * (start.elapsed().as_secs() + 1);
+    assert!((10..=most).contains(&taken), "{taken}");
 }

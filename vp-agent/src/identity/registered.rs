@@ -191,6 +191,12 @@ impl Identities {
         over
     }
 
+    /// Where the record of this key stands, if it is registered.
+    #[must_use]
+    pub fn place_of(&self, key: &PublicKey) -> Option<Place> {
+        self.state().registered.places.get(key).cloned()
+    }
+
     /// Whether it was taken back, or ended so long ago that it is thrown away.
     #[must_use]
     pub fn is_over(&self, record: &Record, now: u64) -> bool {

@@ -30,8 +30,10 @@ const STEP: Duration = Duration::from_millis(1500);
 const WRITE_MAX: Duration = Duration::from_secs(5);
 /// Between one member and the next, when all are tried again.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
-/// A member that is silent for so long is away.
-const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// Between two pings, and for the answer: a member that is silent for longer is away. It hangs up on who pings more than once in 5 s
+/// (`--grpc-keepalive-min-time`).
+const PING_PAUSE: Duration = Duration::from_secs(6);
+const PONG_MAX: Duration = Duration::from_secs(2);
 /// Records read at a time: of the largest kind, 2 MB.
 const PAGE_RECORDS: i64 = 500;
 
@@ -88,8 +90,8 @@ impl Etcd {
             let endpoint = Endpoint::from_shared(format!("http://{member}"))
                 .map_err(|error| StoreError(format!("etcd at {member}: {error}")))?
                 .connect_timeout(STEP)
-                .http2_keep_alive_interval(SILENCE_MAX / 2)
-                .keep_alive_timeout(SILENCE_MAX / 2)
+                .http2_keep_alive_interval(PING_PAUSE)
+                .keep_alive_timeout(PONG_MAX)
                 .keep_alive_while_idle(true);
             Ok((member.clone(), endpoint.connect_lazy()))
         };

@@ -44,6 +44,13 @@ pub enum Unregistered {
 #[error("the registry: {0}")]
 pub struct StoreError(String);
 
+#[cfg(test)]
+impl StoreError {
+    pub fn new(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}
+
 pub struct Registry {
     identities: Arc<Identities>,
     kept: Arc<RecordFile>,
@@ -86,14 +93,23 @@ impl Registry {
         Ok(Some(place))
     }
 
-    /// The certificate that a site presented, of itself; what is wrong with it is said elsewhere.
-    pub async fn present(&self, by: (Name, Name), certificate: Vec<u8>) {
+    /// The certificate that a site presented, of itself. One that cannot be kept now is tried again.
+    pub async fn present(&self, by: (Name, Name), certificate: Vec<u8>) -> Result<Option<Place>, Refusal> {
         let offered = Offered::Site(certificate.clone());
-        match self.register((&by.0, &by.1), &offered).await {
-            Ok(_) | Err(Unregistered::Refused(_)) => drop(self.waiting().remove(&by)),
+        let registered = self.register((&by.0, &by.1), &offered).await;
+        match registered {
+            Ok(place) => {
+                self.waiting().remove(&by);
+                Ok(place)
+            }
+            Err(Unregistered::Refused(refusal)) => {
+                self.waiting().remove(&by);
+                Err(refusal)
+            }
             Err(Unregistered::Store(error)) => {
                 tracing::warn!("{}.{} is not registered yet: {error}", by.1, by.0);
                 self.waiting().insert(by, certificate);
+                Ok(None)
             }
         }
     }
@@ -111,7 +127,12 @@ impl Registry {
         self.forget_shared(&over).await;
         let waiting = std::mem::take(&mut *self.waiting());
         for (by, certificate) in waiting {
-            self.present(by, certificate).await;
+            let who = format!("{}.{}", by.1, by.0);
+            match self.present(by, certificate).await {
+                Ok(Some(place)) => tracing::info!("registered {place}, which had to wait"),
+                Ok(None) => {}
+                Err(refusal) => tracing::warn!("{who} is not registered: {refusal}"),
+            }
         }
     }
 

@@ -87,11 +87,10 @@ impl Registry {
     async fn take_one(&self, place: &str, bytes: &[u8]) {
         let judged = Record::read(place, bytes).and_then(|record| self.identities.judge_shared(record, unix_seconds()));
         match judged {
-            Ok(Some(record)) => {
-                if let Err(error) = self.keep(record).await {
-                    tracing::warn!("{place:?}, which another hub has registered: {error}");
-                }
-            }
+            Ok(Some(record)) => match self.keep(record).await {
+                Ok(()) => tracing::info!("another hub has registered {place}"),
+                Err(error) => tracing::warn!("{place}, which another hub has registered: {error}"),
+            },
             Ok(None) | Err(Refusal::Older) => {}
             Err(refusal) => tracing::warn!("{place:?}, which is shared, is left out: {refusal}"),
         }
