@@ -118,6 +118,10 @@ impl Agent {
         };
         let way = {
             let wanted = self.wanted.lock().await;
+            if wanted.runtime.peers.iter().any(|peer| peer.site == request.site) {
+                let message = format!("{} is a peer of vp-ctl peer add, expected another site", request.site);
+                return Err(Refused::Request(message));
+            }
             Way { is_hub: wanted.config.settings.hub.is_some(), hubs: hubs(&wanted.config) }
         };
         let issuing = self.issuing.clone();

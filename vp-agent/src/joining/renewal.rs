@@ -78,8 +78,7 @@ impl Renewal {
         let attempts = u32::try_from(self.attempts.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         let left = Duration::from_secs(certificate.not_after().saturating_sub(now));
         let most = PAUSE.saturating_mul(1 << attempts.min(16)).min(PAUSE_MAX).min(left / PAUSE_PART).max(PAUSE);
-        let random = Duration::from_micros(u64::from(OsRng.next_u32()));
-        most / 2 + Duration::from_nanos((random.as_nanos() % (most / 2).as_nanos().max(1)) as u64)
+        most.mul_f64(0.5 + f64::from(OsRng.next_u32()) / f64::from(u32::MAX) / 2.0)
     }
 
     /// What the issuer answered, or why there is no answer. Writes the new one where the certificate is kept.
