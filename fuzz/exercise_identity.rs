@@ -1,9 +1,9 @@
-//! What the `certificate` target does with its input: the bytes are a certificate, a list of revocations, a signing key and
-//! the text of each. The tests replay the corpus through the same function.
+//! What the `certificate` target does with its input: the bytes are a certificate, a list of revocations, a signing key, a
+//! bundle and the text of each, and of a token. The tests replay the corpus through the same function.
 
 use vp::addr::Name;
 use vp::identity::text::{self, Label};
-use vp::identity::{Certificate, Issuer, List, Refusal, Revocations, Trust};
+use vp::identity::{Bundle, Certificate, Issuer, List, Refusal, Revocations, Token, Trust};
 
 /// In the middle of what the corpus' certificates say.
 const NOW: u64 = 1_800_000_000;
@@ -20,11 +20,17 @@ pub fn certificate(bytes: &[u8]) -> bool {
         assert_eq!(again.public_key(), issuer.public_key());
     }
     let text = String::from_utf8_lossy(bytes);
-    for label in [Label::Certificate, Label::Revocations, Label::SigningKey] {
+    for label in [Label::Certificate, Label::Revocations, Label::SigningKey, Label::Bundle] {
         if let Ok(bytes) = text::decode(label, &text) {
             let again = text::encode(label, &bytes);
             assert_eq!(text::decode(label, &again).as_deref(), Ok(&*bytes));
         }
+    }
+    if let Ok(token) = Token::parse(&text) {
+        assert_eq!(Token::parse(&token.to_text()).as_ref(), Ok(&token));
+    }
+    if let Ok(bundle) = Bundle::read(bytes) {
+        assert_eq!(Bundle::read(&bundle.to_bytes()).as_ref(), Ok(&bundle));
     }
     is_certificate || is_list
 }

@@ -1,6 +1,6 @@
 //! The README says what is so: its lists of reasons are the core's.
 
-use vp::identity::Refusal;
+use vp::identity::{JoinRefusal, Refusal};
 use vp::node::{FlowEnd, Reason};
 
 #[test]
@@ -29,6 +29,15 @@ fn the_readme_has_every_way_in_which_a_flow_ends() {
 fn the_readme_has_every_reason_for_which_a_certificate_is_refused() {
     let readme = include_str!("../README.md").to_lowercase();
     for refusal in Refusal::ALL {
+        let row = format!("| `{}` | {} |", refusal.word(), refusal.meaning()).to_lowercase();
+        assert!(readme.contains(&row), "no row {row}");
+    }
+}
+
+#[test]
+fn the_readme_has_every_reason_for_which_a_site_does_not_join() {
+    let readme = include_str!("../README.md").to_lowercase();
+    for refusal in JoinRefusal::ALL {
         let row = format!("| `{}` | {} |", refusal.word(), refusal.meaning()).to_lowercase();
         assert!(readme.contains(&row), "no row {row}");
     }

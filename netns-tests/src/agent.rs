@@ -6,13 +6,13 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
 use serde_json::Value;
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 /// The system bus of an agent's machine, in the agent's directory.
@@ -39,7 +39,7 @@ impl Key {
     /// Readable by root alone.
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path)?;
-        std::io::Write::write_all(&mut file, (BASE64_STANDARD.encode(self.private.as_bytes()) + "\n").as_bytes())?;
+        file.write_all((BASE64_STANDARD.encode(self.private.as_bytes()) + "\n").as_bytes())?;
         Ok(())
     }
 }
@@ -88,6 +88,40 @@ impl Agent {
         let mut agent = Self { machine: machine.clone(), config, key, directory, process, machine_before };
         agent.wait_ready()?;
         Ok(agent)
+    }
+
+    /// What `vp-ctl join` makes of `machine`, with this token or bundle, and the agent started on it.
+    pub fn join(lab: &Lab, machine: &Namespace, site: &str, offer: &str, arguments: &str) -> Result<Self> {
+        let mut agent = Self::installed(lab, machine, site, offer, arguments)?;
+        agent.process = run_agent(lab, machine, &agent.directory)?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// The same without the start.
+    pub fn installed(lab: &Lab, machine: &Namespace, site: &str, offer: &str, arguments: &str) -> Result<Self> {
+        let directory = lab.directory().join(machine.label());
+        fs::create_dir_all(&directory)?;
+        let machine_before = machine.network_state()?;
+        let mut vp_ctl = join_command(&directory, "-", arguments)?;
+        let mut child = vp_ctl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("no standard input")?.write_all(offer.as_bytes())?;
+        let output = child.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "vp-ctl join at {site}: {} {said}", output.status);
+        let agent = Self::found(lab, machine, site)?;
+        Ok(Self { machine_before, ..agent })
+    }
+
+    /// One that somebody else installed there, and did not start.
+    pub fn found(lab: &Lab, machine: &Namespace, site: &str) -> Result<Self> {
+        let directory = lab.directory().join(machine.label());
+        let config = Config { site: site.to_owned(), ..Config::default() };
+        // Its own is made by the agent, and stays there.
+        let key = Key::new()?;
+        let process = Process::start(lab, machine.label(), &mut Command::new("true"))?;
+        let machine_before = machine.network_state()?;
+        Ok(Self { machine: machine.clone(), config, key, directory, process, machine_before })
     }
 
     /// A new process with the same files, after [`Self::kill`] or [`Self::stop`].
@@ -219,6 +253,15 @@ impl Agent {
             self.status().map(|_| Some(Ok(())))
         })?
     }
+}
+
+/// `vp-ctl join` for an agent with its files in this directory, which it does not start.
+pub fn join_command(directory: &Path, offer: &str, arguments: &str) -> Result<Command> {
+    let mut command = Command::new(binary("vp-ctl")?);
+    command.arg("--socket").arg(directory.join("agent.sock")).args(["join", offer, "--no-start"]);
+    command.arg("--config").arg(directory.join("agent.yaml")).arg("--state-dir").arg(directory.join("state"));
+    command.args(arguments.split_whitespace());
+    Ok(command)
 }
 
 fn run_agent(lab: &Lab, machine: &Namespace, directory: &Path) -> Result<Process> {

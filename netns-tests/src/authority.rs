@@ -39,6 +39,13 @@ impl Authority {
         Ok(out)
     }
 
+    /// The key of an issuer.
+    pub fn delegate(&self, more: &str) -> Result<PathBuf> {
+        let out = self.directory.join(format!("{}.issuer", self.tenant));
+        ctl(&format!("authority delegate --authority {} --out {} {more}", self.file.display(), out.display()))?;
+        Ok(out)
+    }
+
     /// The list with this certificate on it too.
     pub fn revoke(&self, certificate: &Path) -> Result<PathBuf> {
         let list = self.directory.join(format!("{}.revocations", self.tenant));

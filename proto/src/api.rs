@@ -20,6 +20,10 @@
 //! | POST /v1/remove-peer | [`RemovePeerRequest`] | [`Done`]            |
 //! | POST /v1/reload      |                    | [`Done`]               |
 //! | POST /v1/revocations | [`RevocationsRequest`] | [`RevocationsResponse`] |
+//! | POST /v1/invite      | [`InviteRequest`]  | [`InviteResponse`]     |
+//! | POST /v1/bundle      | [`BundleRequest`]  | [`BundleResponse`]     |
+//! | GET /v1/invitations  |                    | `Vec<`[`Invitation`]`>` |
+//! | POST /v1/invitations | [`TakeBackRequest`] | [`Invitation`]        |
 //! | GET /metrics         |                    | Prometheus text        |
 //!
 //! Every refusal has a status of 4xx or 5xx and an [`Error`] as its body.
@@ -57,6 +61,12 @@ pub struct Status {
     /// This site's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
+    /// How that is renewed, where this site joined by an invitation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<Renewal>,
+    /// This site has an invitation and no certificate yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joining: Option<Joining>,
     pub flows: FlowTable,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
@@ -147,6 +157,88 @@ pub struct Certificate {
     pub seconds_left: u64,
     /// `valid`, or why it is not: a reason such as `expired` or `revoked`.
     pub state: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    pub issuer: String,
+    /// When the issuer is asked for the next certificate: RFC 3339, UTC.
+    pub due: String,
+    /// Why the last attempt failed, if it did.
+    pub failure: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joining {
+    pub tenant: String,
+    /// The site that is asked.
+    pub issuer: String,
+    /// RFC 3339, UTC.
+    pub expires: String,
+    /// Why it said no, if it did.
+    pub refused: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InviteRequest {
+    pub site: String,
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// How long the invitation holds; absent: 15 minutes.
+    pub expires_seconds: Option<u64>,
+    /// How often it may be used; absent: once.
+    pub uses: Option<u32>,
+    /// How long a certificate holds that it brings, before it is renewed; absent: 30 days.
+    pub certificate_seconds: Option<u64>,
+}
+
+/// What an issuer signs as a bundle.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleRequest {
+    /// As this issuer gave it.
+    pub token: String,
+    /// `agent.yaml`.
+    pub configuration: String,
+    /// `vp-agent.service`.
+    pub unit: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InviteResponse {
+    pub invitation: Invitation,
+    /// A secret.
+    pub token: String,
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleResponse {
+    /// A secret, as the token in it.
+    pub bundle: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// 12 hexadecimal digits.
+    pub id: String,
+    pub site: String,
+    pub groups: Vec<String>,
+    /// RFC 3339, UTC, as is `expires`.
+    pub made: String,
+    pub expires: String,
+    pub uses: u32,
+    pub uses_left: u32,
+    pub certificate_seconds: u64,
+    /// `open`, `used`, `expired` or `taken-back`.
+    pub state: String,
+    /// Public keys of the gateways that joined by it.
+    pub joined: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeBackRequest {
+    pub id: String,
 }
 
 /// A service presence: a local address that stands for a remote service.
@@ -438,7 +530,9 @@ pub struct AuditRecord {
     pub time: String,
     /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started`,
     /// `certificate-accepted`, `certificate-refused`, `certificate-expired`, `certificate-revoked`, `revocations-accepted`,
-    /// `revocations-refused` or `lost`.
+    /// `revocations-refused` or `lost`; of an issuer `invited`, `invitation-expired`, `invitation-taken-back`,
+    /// `joined`, `join-refused`, `renewed` and `renewal-refused`; of a site that joins `joined` and `join-refused`, and then
+    /// `certificate-renewed` and `renewal-failed`.
     pub event: String,
     pub site: String,
     /// The peer's, if its identity has one.

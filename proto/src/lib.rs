@@ -1,6 +1,7 @@
 //! Everything that crosses a process or a wire: the local interface's JSON ([`api`]) and the control channel
 //! between agents (`control`, schema in `control.proto`), what an authority signs (`identity`, schema in
-//! `identity.proto`), and what a hub's registry says to etcd (`etcd`).
+//! `identity.proto`), what a site joins with (`joining`, schema in `joining.proto`), and what a hub's registry says to etcd
+//! (`etcd`).
 
 pub mod api;
 pub mod chain;
@@ -25,4 +26,11 @@ pub mod identity {
     //! Generated from `identity.proto`.
     #![allow(clippy::all, unused_qualifications)]
     include!(concat!(env!("OUT_DIR"), "/vp.identity.v1.rs"));
+}
+
+#[cfg(feature = "identity")]
+pub mod joining {
+    //! Generated from `joining.proto`.
+    #![allow(clippy::all, unused_qualifications)]
+    include!(concat!(env!("OUT_DIR"), "/vp.joining.v1.rs"));
 }

@@ -13,6 +13,8 @@ pub(super) enum Kind {
     Delegation,
     Revocations,
     Invitation,
+    Token,
+    Bundle,
 }
 
 impl Kind {
@@ -22,6 +24,8 @@ impl Kind {
             Self::Delegation => b"virtual-presence delegation v1\n",
             Self::Revocations => b"virtual-presence revocations v1\n",
             Self::Invitation => b"virtual-presence invitation v1\n",
+            Self::Token => b"virtual-presence token v1\n",
+            Self::Bundle => b"virtual-presence bundle v1\n",
         }
     }
 

@@ -203,8 +203,14 @@ impl Issuer {
         List::read(&bytes).map_err(IssueError::Key)
     }
 
+    /// Who has to be trusted for what it signs: the authority that delegated to it, or itself.
+    #[must_use]
+    pub fn authority_key(&self) -> SignerKey {
+        self.delegation.as_ref().map_or_else(|| self.public_key(), |delegation| delegation.statement.signer)
+    }
+
     /// Nothing is signed that its own delegation would not cover when it begins.
-    fn sign(&self, kind: Kind, payload: Vec<u8>, valid: Validity) -> Result<Vec<u8>, IssueError> {
+    pub(super) fn sign(&self, kind: Kind, payload: Vec<u8>, valid: Validity) -> Result<Vec<u8>, IssueError> {
         Window::new(valid.not_before, valid.not_after).map_err(|_| IssueError::Validity)?;
         if self.delegation.as_ref().is_some_and(|of| valid.not_before >= of.window.not_after) {
             return Err(IssueError::DelegationEnded);

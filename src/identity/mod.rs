@@ -4,22 +4,32 @@
 //! What costs little is looked at first: sizes before anything is decoded, names and times before a signature. Nothing
 //! here opens a file or reads a clock, and nothing trusts a key because of what its own certificate says.
 
+mod bundle;
 mod certificate;
 mod envelope;
 mod invitation;
 mod issue;
+mod join_refusal;
+mod possession;
 mod refusal;
 mod revocations;
 #[cfg(test)]
 mod tests;
 pub mod text;
+mod token;
+#[cfg(test)]
+mod token_tests;
 mod trust;
 
+pub use bundle::Bundle;
 pub use certificate::{Certificate, Certified};
 pub use invitation::Invitation;
 pub use issue::{IssueError, Issuer, Subject, Validity};
+pub use join_refusal::JoinRefusal;
+pub use possession::{is_possession, possession};
 pub use refusal::Refusal;
 pub use revocations::{List, Revocations};
+pub use token::{Gateway, Terms, Token};
 pub use trust::{Trust, TrustError};
 
 use std::fmt;
@@ -32,6 +42,10 @@ pub const REVOCATIONS_BYTES_MAX: usize = 160 * 1024;
 pub const REVOKED_MAX: usize = 4096;
 /// Each is compared with each `allow` entry.
 pub const GROUPS_MAX: usize = 16;
+/// A token of the longest names with eight authorities and hubs is some 3.5 KB.
+pub const TOKEN_BYTES_MAX: usize = 4 * 1024;
+/// A token, a configuration as `vp-ctl join` writes it, and the unit: some 6 KB.
+pub const BUNDLE_BYTES_MAX: usize = 64 * 1024;
 /// What the clock of an issuer may be ahead of ours: what was signed a moment ago is good at once. No certificate outlives
 /// its end for it.
 pub const CLOCK_TOLERANCE_SECONDS: u64 = 60;

@@ -1,6 +1,6 @@
-//! Certificates, lists and signing keys as text for files: a line that names what it is, base64, a line that ends it.
+//! Certificates, lists, signing keys and bundles as text for files: a line that names what it is, base64, a line that ends it.
 
-use super::{CERTIFICATE_BYTES_MAX, REVOCATIONS_BYTES_MAX};
+use super::{BUNDLE_BYTES_MAX, CERTIFICATE_BYTES_MAX, REVOCATIONS_BYTES_MAX};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use std::fmt;
@@ -16,6 +16,7 @@ pub enum Label {
     Certificate,
     Revocations,
     SigningKey,
+    Bundle,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -35,6 +36,7 @@ impl Label {
         match self {
             Self::Certificate | Self::SigningKey => CERTIFICATE_BYTES_MAX,
             Self::Revocations => REVOCATIONS_BYTES_MAX,
+            Self::Bundle => BUNDLE_BYTES_MAX,
         }
     }
 }
@@ -45,6 +47,7 @@ impl fmt::Display for Label {
             Self::Certificate => "CERTIFICATE",
             Self::Revocations => "REVOCATIONS",
             Self::SigningKey => "SIGNING KEY",
+            Self::Bundle => "BUNDLE",
         })
     }
 }

@@ -17,6 +17,9 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         findings.push(finding("peer-away", "warning", detail, fix));
     }
     findings.extend(agent.identities.findings(crate::clock::unix_seconds()));
+    findings.extend(agent.issuing.findings(crate::clock::unix_seconds()));
+    findings.extend(agent.renewing().and_then(|(renewal, certificate)| renewal.finding(&certificate)));
+    findings.extend(agent.seeking.as_ref().map(|seeking| seeking.finding()));
     if let Some(registry) = &agent.registry {
         if let Some(Err(away)) = registry.shared() {
             let detail = format!("etcd is away, and nobody can be registered meanwhile: {away}");

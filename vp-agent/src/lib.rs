@@ -14,6 +14,7 @@ pub mod dns;
 pub mod doctor;
 pub mod health;
 pub mod identity;
+pub mod joining;
 pub mod link;
 pub mod metrics;
 pub mod netlink;

@@ -4,23 +4,29 @@ use crate::clock::unix_seconds;
 use crate::control::{Link, Target};
 use crate::dataplane::Handle;
 use crate::identity::{Claim, Identities, Offered, PeerName, Place, Presented};
+use crate::joining::{Ask, Issuing, JoinError, Seeking};
 use crate::registry::{Registry, Unregistered};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
-use tokio::task::yield_now;
-use vp::addr::PeerId;
+use tokio::task::{spawn_blocking, yield_now};
+use vp::addr::{Name, PeerId, Selector};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
-use vp::identity::{List, Refusal};
-use vp::node::{Allowed, Introduction, Introductions, OfferError, Reason};
+use vp::identity::{JoinRefusal, List, Refusal};
+use vp::node::{Allowed, Guest, Introduction, Introductions, OfferError, PeerSettings, Reason};
 
 /// One for all peers.
 #[derive(Clone)]
 pub struct AgentLink {
     pub handle: Handle,
     pub identities: Arc<Identities>,
+    pub issuing: Arc<Issuing>,
+    /// While this site has not joined yet.
+    pub seeking: Option<Arc<Seeking>>,
+    /// Who renews this site's certificate.
+    pub issuer: Option<Name>,
     /// A hub's.
     pub registry: Option<Arc<Registry>>,
 }
@@ -57,14 +63,18 @@ impl Link for AgentLink {
 
     async fn attendance(&self, hub: PeerId) -> Attendance {
         let said = self.handle.call(move |node, _, _| (node.attendance(), node.endpoint(hub))).await;
-        let (attendance, hub) = said.unwrap_or_default();
+        let (mut attendance, hub) = said.unwrap_or_default();
+        // A site asks its issuer to renew its certificate, whether they use services of each other or not.
+        attendance.wants.extend(self.issuer.clone());
+        attendance.admits.extend(self.issuing.tenant().map(Selector::Tenant));
         let own = hub.and_then(own_address_towards).map(|own| SocketAddr::new(own, self.handle.port()));
         Attendance { addresses: own.into_iter().collect(), ..attendance }
     }
 
     async fn introduce(&self, hub: PeerId, introductions: Introductions) {
         let named = self.handle.call(move |node, _, _| node.peer_site(hub).cloned()).await;
-        if let Ok(Some(name)) = named {
+        // Who has not joined yet trusts nobody.
+        if let (Ok(Some(name)), None) = (named, &self.seeking) {
             let mut claimed = BTreeMap::new();
             for shown in introductions.sites.iter().filter(|site| !site.certificate.is_empty()) {
                 let checked = self.identities.check(&name, &claim(shown), unix_seconds()).inspect_err(|refusal| {
@@ -112,6 +122,36 @@ impl Link for AgentLink {
         target.ok().flatten()
     }
 
+    async fn is_invited(&self, peer: PeerId) -> bool {
+        let own = self.issuing.site().clone();
+        self.settings(peer).await.is_some_and(|peer| peer.guest == Some(Guest::Invited(own)))
+    }
+
+    async fn join(&self, peer: PeerId, public_key: Vec<u8>, possession: Vec<u8>) -> Result<Vec<u8>, JoinError> {
+        let invited = self.settings(peer).await.ok_or(JoinRefusal::Expired)?.public_key;
+        let issuing = self.issuing.clone();
+        let join = move || issuing.join(&invited, &public_key, &possession, unix_seconds());
+        spawn_blocking(join).await.unwrap_or(Err(JoinRefusal::NotIssuer.into()))
+    }
+
+    async fn renew(&self, peer: PeerId, serial: Vec<u8>) -> Result<Vec<u8>, JoinError> {
+        let settings = self.settings(peer).await.ok_or(JoinRefusal::NotIssuedHere)?;
+        let issuing = self.issuing.clone();
+        let renew = move || issuing.renew(&settings.identity.site, &settings.public_key, &serial, unix_seconds());
+        spawn_blocking(renew).await.unwrap_or(Err(JoinRefusal::NotIssuer.into()))
+    }
+
+    async fn joining(&self, peer: PeerId) -> Option<Ask> {
+        let seeking = self.seeking.as_ref()?;
+        Some(seeking.ask(&self.settings(peer).await?.public_key))
+    }
+
+    async fn joined(&self, answer: Result<Vec<u8>, String>) {
+        if let Some(seeking) = self.seeking.clone() {
+            spawn_blocking(move || seeking.answered(answer)).await.ok();
+        }
+    }
+
     fn credentials(&self) -> watch::Receiver<Arc<Presented>> {
         self.identities.presented()
     }
@@ -153,6 +193,15 @@ impl Link for AgentLink {
 
     async fn take_revocations(&self, bytes: Vec<u8>) -> Result<(List, bool), Refusal> {
         self.identities.take_revocations(&bytes, unix_seconds())
+    }
+}
+
+impl AgentLink {
+    async fn settings(&self, peer: PeerId) -> Option<PeerSettings> {
+        let settings = self.handle.call(move |node, _, _| {
+            node.peer_settings().find(|(id, _)| *id == peer).map(|(_, settings)| settings.clone())
+        });
+        settings.await.ok().flatten()
     }
 }
 

@@ -2,8 +2,9 @@
 
 use anyhow::Context;
 use clap::Parser;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use vp_agent::agent::{Agent, Running};
@@ -45,7 +46,11 @@ fn main() -> ExitCode {
     // Not waiting for a name server that does not answer.
     runtime.shutdown_background();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Stopped) => ExitCode::SUCCESS,
+        Ok(Ended::Joined) => {
+            eprintln!("vp-agent: cannot begin anew: {}", begin_anew());
+            ExitCode::FAILURE
+        }
         Err(error) => {
             // One line, whatever is in it.
             let line: String = format!("{error:#}").chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -81,7 +86,14 @@ fn check(file: &Path) -> ExitCode {
     }
 }
 
-async fn run(file: &Path) -> anyhow::Result<()> {
+/// Why a run is over that came to a good end.
+enum Ended {
+    Stopped,
+    /// This site has been certified, and is somebody from now on.
+    Joined,
+}
+
+async fn run(file: &Path) -> anyhow::Result<Ended> {
     // Signals wait from here on, so that a stop during the start is a clean one too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -106,19 +118,37 @@ async fn run(file: &Path) -> anyhow::Result<()> {
             }
         }
     });
+    let agent = running.agent.clone();
+    let mut has_joined = false;
     let stop = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            () = agent.joined() => has_joined = true,
         }
     };
     let ended = running.run(Box::pin(stop)).await;
-    sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+    drop(agent);
+    if !has_joined {
+        sd_notify::notify(&[sd_notify::NotifyState::Stopping]).ok();
+    }
     reload.abort();
     let socket = running.agent.wanted.lock().await.config.socket.clone();
     std::fs::remove_file(socket).ok();
     running.stop().await;
-    Ok(ended?)
+    ended?;
+    Ok(if has_joined { Ended::Joined } else { Ended::Stopped })
+}
+
+/// The same program with the same arguments: as who joined, with its own key, from its configuration. Nothing of the invitation is
+/// left in memory, and the process keeps its number.
+fn begin_anew() -> std::io::Error {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "vp-agent".into());
+    match std::env::current_exe() {
+        Ok(program) => Command::new(program).arg0(name).args(arguments).exec(),
+        Err(error) => error,
+    }
 }
 
 async fn serve(running: &Running) -> anyhow::Result<()> {

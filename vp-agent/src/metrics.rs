@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vp::addr::Family as IpFamily;
+use vp::identity::JoinRefusal;
 use vp::node::{Reason, Relayed};
 use vp_proto::api;
 
@@ -54,6 +55,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
     peers(&mut registry, &figures.peers);
     flows(&mut registry, &figures);
     identity(&mut registry, agent);
+    joining(&mut registry, agent);
     registered(&mut registry, agent);
     shell(&mut registry, agent, &figures, audit_lost);
     let mut text = String::new();
@@ -147,6 +149,22 @@ fn identity(registry: &mut Registry, agent: &Agent) {
     registry.register("certificates_refused", "Certificates and lists of revocations that were refused", refused);
     registry.register("certificate_remaining_seconds", "Until a site's certificate ends, its own included", remaining);
     registry.register("revocations_version", "Of each list of revocations that counts here", versions);
+}
+
+fn joining(registry: &mut Registry, agent: &Agent) {
+    let counts = agent.issuing.counts();
+    let refused = Family::<Labels, Counter>::default();
+    for refusal in JoinRefusal::ALL {
+        let count = counts.refused.get(&refusal).copied().unwrap_or(0);
+        refused.get_or_create(&label("reason", refusal.word())).inc_by(count);
+    }
+    let [renewed, failed] = agent.renewal.as_ref().map_or([0; 2], |renewal| renewal.counts());
+    registry.register("invitations_open", "Invitations that may be used", gauge(agent.issuing.open() as u64));
+    registry.register("joins", "Sites that this issuer certified for the first time", counter(counts.joined));
+    registry.register("renewals", "Certificates that this issuer signed anew", counter(counts.renewed));
+    registry.register("joins_refused", "Sites that this issuer did not certify, first or anew", refused);
+    registry.register("certificate_renewals", "Times that this site's certificate was renewed", counter(renewed));
+    registry.register("certificate_renewals_failed", "Attempts to renew it that failed", counter(failed));
 }
 
 /// A hub's own registry.

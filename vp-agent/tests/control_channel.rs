@@ -12,13 +12,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
-use vp::identity::{List, Refusal};
+use vp::identity::{JoinRefusal, List, Refusal};
 use vp::node::{
-    Allowed, Event, Exposure, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings, Source,
-    Target,
+    Allowed, Event, Exposure, Guest, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings,
+    Source, Target,
 };
 use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
 use vp_agent::identity::{Offered, Place, Presented};
+use vp_agent::joining::{Ask, JoinError};
 use vp_agent::registry::Unregistered;
 use vp_proto::control::ReplyRoute;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -34,6 +35,11 @@ struct Gateway {
     done: Notify,
     far: Mutex<Option<Arc<Gateway>>>,
     presented: watch::Sender<Arc<Presented>>,
+    /// What it asks of its peer in place of all else.
+    asks: Mutex<Option<Ask>>,
+    /// What was asked of it, and what it was answered.
+    asked: Mutex<Vec<Vec<u8>>>,
+    answers: Mutex<Vec<Result<Vec<u8>, String>>>,
 }
 
 struct Running {
@@ -185,6 +191,29 @@ impl Link for NodeLink {
         Err(Refusal::UnknownAuthority)
     }
 
+    async fn is_invited(&self, peer: PeerId) -> bool {
+        let guest = move |node: &mut Node| node.peer_settings().any(|(id, known)| id == peer && known.guest.is_some());
+        self.0.call(|node, _, _| guest(node)).unwrap_or(false)
+    }
+
+    async fn join(&self, _: PeerId, public_key: Vec<u8>, possession: Vec<u8>) -> Result<Vec<u8>, JoinError> {
+        self.0.asked.lock().unwrap().push([public_key, possession].concat());
+        Ok(b"certified".to_vec())
+    }
+
+    async fn renew(&self, _: PeerId, serial: Vec<u8>) -> Result<Vec<u8>, JoinError> {
+        self.0.asked.lock().unwrap().push(serial);
+        Err(JoinRefusal::TooEarly.into())
+    }
+
+    async fn joining(&self, _: PeerId) -> Option<Ask> {
+        self.0.asks.lock().unwrap().clone()
+    }
+
+    async fn joined(&self, answer: Result<Vec<u8>, String>) {
+        self.0.answers.lock().unwrap().push(answer);
+    }
+
     async fn probe_target(&self, peer: PeerId, port: Port) -> Option<IpAddr> {
         self.0.call(|node, _, _| node.probe_target(peer, &port.service, port.protocol, port.port))?
     }
@@ -262,6 +291,9 @@ fn pair() -> [Arc<Gateway>; 2] {
             done: Notify::new(),
             far: Mutex::new(None),
             presented: watch::Sender::default(),
+            asks: Mutex::default(),
+            asked: Mutex::default(),
+            answers: Mutex::default(),
         })
     });
     let [one, other] = &gateways;
@@ -336,6 +368,57 @@ async fn a_stock_peer_hears_nothing_of_a_control_channel() {
     assert_eq!(away, Some(true));
     let up = at_cloud.call(|node, _, now| node.peers(now)[0].1.state.clone());
     assert_eq!(up, Some("up".to_owned()));
+}
+
+/// As its issuer has it.
+fn invited(services: &[&str]) -> Settings {
+    let mut settings = cloud(services);
+    settings.peers[0].guest = Some(Guest::Invited(name("cloud")));
+    settings
+}
+
+async fn answers(gateway: &Gateway) -> Vec<Result<Vec<u8>, String>> {
+    let deadline = now() + Duration::from_secs(60);
+    while gateway.answers.lock().unwrap().is_empty() {
+        assert!(now() < deadline, "no answer");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    gateway.answers.lock().unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_invited_may_join_and_hears_nothing_else() {
+    let [at_factory, at_cloud] = pair();
+    *at_factory.asks.lock().unwrap() = Some(Ask::Join { public_key: [7; 32], possession: vec![8; 32] });
+    let mut everybody = invited(&["rabbitmq"]);
+    everybody.exposures[0].allow = vec!["any".parse().unwrap()];
+    let _notices = (at_factory.start(factory(), 1, 11), at_cloud.start(everybody.clone(), 2, 12));
+    assert_eq!(answers(&at_factory).await, [Ok(b"certified".to_vec())]);
+    assert_eq!(*at_cloud.asked.lock().unwrap(), [[[7; 32], [8; 32]].concat()]);
+
+    // One that does as if it had joined already.
+    *at_factory.asks.lock().unwrap() = None;
+    let _again = (at_factory.start(factory(), 1, 13), at_cloud.start(everybody, 2, 14));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(!at_factory.control().is_open(PEER));
+    at_factory.knows(&[]).await;
+    assert_eq!(at_cloud.asked.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_joined_may_renew_and_not_join_again() {
+    let [at_factory, at_cloud] = pair();
+    let _notices = (at_factory.start(factory(), 1, 11), at_cloud.start(cloud(&["rabbitmq"]), 2, 12));
+    at_factory.knows(&[("rabbitmq.cloud", "up")]).await;
+    let renewed = at_factory.control().renew(PEER, [5; 16]).await;
+    assert_eq!(renewed, Ok(Err("too-early".to_owned())));
+    assert_eq!(*at_cloud.asked.lock().unwrap(), [vec![5; 16]]);
+
+    *at_factory.asks.lock().unwrap() = Some(Ask::Join { public_key: [7; 32], possession: Vec::new() });
+    let _again = (at_factory.start(factory(), 1, 13), at_cloud.start(cloud(&["rabbitmq"]), 2, 14));
+    let refused = answers(&at_factory).await;
+    assert!(refused[0].as_ref().is_err_and(|why| why.contains("joined already")), "{refused:?}");
+    assert_eq!(at_cloud.asked.lock().unwrap().len(), 1);
 }
 
 /// Events that the channel does not want pass it by.

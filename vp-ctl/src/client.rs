@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use std::fmt::Write;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -33,6 +33,10 @@ pub struct Client {
 impl Client {
     pub fn new(socket: PathBuf) -> Self {
         Self { socket }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// The answer's text, which is JSON if the agent is in its right mind.

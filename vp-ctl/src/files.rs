@@ -1,7 +1,9 @@
-//! Files of what is signed: certificates and lists, which are public, and signing keys, which only their owner may read.
+//! Files of what is signed: certificates and lists, which are public, and signing keys and tokens, which only their owner may
+//! read. And where the agent's program is.
 
 use crate::failure::Failure;
 use crate::render::escape;
+use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,6 +14,15 @@ use zeroize::Zeroizing;
 
 const SECRET_MODE: u32 = 0o600;
 const PUBLIC_MODE: u32 = 0o644;
+
+/// The daemon's program.
+pub const AGENT: &str = "vp-agent";
+
+/// The agent installed with us, else whichever the path has.
+pub fn agent() -> PathBuf {
+    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(AGENT)));
+    beside.filter(|path| path.is_file()).unwrap_or_else(|| Path::new(AGENT).to_owned())
+}
 
 pub fn read_text(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let file = File::open(path).map_err(|error| refused(path, &error))?;
@@ -41,14 +52,24 @@ pub fn read_signing_key(path: &Path) -> Result<Issuer, Failure> {
     Issuer::read(&bytes).map_err(|error| refused(path, &error))
 }
 
+/// A token, a bundle, or what it is in: nobody else may read it. Never over another one.
+pub fn write_secret(path: &Path, text: &str) -> Result<(), Failure> {
+    create_secret(path, text).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => refused(path, &"there is such a file, expected a new name"),
+        _ => refused(path, &error),
+    })
+}
+
+fn create_secret(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(SECRET_MODE).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
 /// Never over another one: who loses an authority's key loses the tenant.
 pub fn write_signing_key(path: &Path, key: &Issuer) -> Result<(), Failure> {
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(SECRET_MODE).open(path)?;
-        file.write_all(text::encode(Label::SigningKey, &key.to_bytes()).as_bytes())?;
-        file.sync_all()
-    };
-    write().map_err(|error: io::Error| match error.kind() {
+    let text = text::encode(Label::SigningKey, &key.to_bytes());
+    create_secret(path, &text).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => refused(path, &"there is such a file, and no key is written over another"),
         _ => refused(path, &error),
     })

@@ -1,11 +1,12 @@
 //! `vp-ctl`: the command line of Virtual Presence. It asks the agent over its Unix socket and shows the answer; it keeps
-//! no state, opens no network connection, and never takes a private key as an argument. What an authority does offline it
-//! does alone, with files.
+//! no state, opens no network connection, and never takes a key that lasts as an argument. What an authority does offline, and
+//! what a new gateway needs before its agent runs, it does alone, with files.
 
 mod client;
 mod failure;
 mod files;
 mod gather;
+mod join;
 mod json;
 mod render;
 mod verbs;

@@ -88,7 +88,7 @@ impl Agent {
     }
 
     /// All peers as what they are now; a change of the configuration that is under way takes its time.
-    async fn settle(&self) {
+    pub(super) async fn settle(&self) {
         let wanted = self.wanted.lock().await;
         let (settings, _) = self.effective(&wanted.config, &wanted.runtime);
         if let Err(error) = self.configure(settings, &wanted.config.carriers).await {

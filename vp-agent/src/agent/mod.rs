@@ -4,6 +4,7 @@
 mod carriers;
 mod desired;
 mod identity;
+mod joining;
 mod names;
 mod records;
 mod registered;
@@ -24,6 +25,7 @@ use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::dns::Dns;
 use crate::health::Health;
 use crate::identity::{Identities, Kept, PeerName};
+use crate::joining::{Issuing, Renewal, Seeking, Told};
 use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
@@ -54,9 +56,9 @@ pub struct Agent {
     pub handle: Handle,
     pub control: Control<AgentLink>,
     pub identities: Arc<Identities>,
-    pub health: Health,
     /// A hub's.
     pub registry: Option<Arc<Registry>>,
+    pub health: Health,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -69,7 +71,15 @@ pub struct Agent {
     /// A hub's, over TLS.
     _listener: Option<Listener>,
     pub dns: Dns,
-    state: StateDir,
+    state: Arc<StateDir>,
+    pub issuing: Arc<Issuing>,
+    /// While this site has not joined yet.
+    pub seeking: Option<Arc<Seeking>>,
+    /// Of a site that joined.
+    pub renewal: Option<Arc<Renewal>>,
+    told: Arc<Told>,
+    /// Held while hubs are told.
+    registering: Mutex<()>,
     learnt: std::sync::Mutex<Learnt>,
     /// For the loop: peers may have other names than before.
     peers_changed: AtomicBool,
@@ -116,19 +126,37 @@ impl Agent {
         let host = host_networks().await?;
         let config = Config::load(file, &host)?;
         config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let state = StateDir::open(&config.state_dir)?;
+        let state = Arc::new(StateDir::open(&config.state_dir)?);
         if !config.key.exists() {
             config::create_key(&config.key).with_context(|| format!("key file {}", config.key.display()))?;
             tracing::info!("made a new key: {}", config.key.display());
         }
-        let key = StaticSecret::from(*config::read_key(&config.key).map_err(anyhow::Error::msg)?);
+        let own_key = StaticSecret::from(*config::read_key(&config.key).map_err(anyhow::Error::msg)?);
         let (journal, syncer, leases, torn) = FileJournal::open(&state)?;
         torn.iter().for_each(|warning| tracing::warn!("{warning}"));
-        let runtime = Runtime::load(&state)?;
+        let told = Arc::new(Told::default());
         let endpoints = Endpoints::load(&state)?;
         let site = config.settings.site.clone();
         let audit = Audit::open(config.audit.clone(), site.as_str(), &state.file(AUDIT_HEAD)).await;
         let audit = audit.map_err(anyhow::Error::msg)?;
+        let seeking = match Seeking::load(&config, &own_key, &state, &told) {
+            Ok(seeking) => seeking.map(Arc::new),
+            Err(error) => {
+                audit.write([Entry::Record(AuditRecord {
+                    event: "join-refused".to_owned(),
+                    site: site.to_string(),
+                    reason: error.reason().map(ToOwned::to_owned),
+                    detail: Some(error.to_string()),
+                    ..AuditRecord::default()
+                })]);
+                audit.stop().await;
+                return Err(error.into());
+            }
+        };
+        let (config, runtime, key) = match &seeking {
+            Some(seeking) => (seeking.instead(config), Runtime::default(), seeking.key()),
+            None => (config, Runtime::load(&state)?, own_key),
+        };
         let public_key = PublicKey::from(&key).to_bytes();
         let by_key = &config.settings.peers;
         let kept = Kept::load(&state)?;
@@ -138,7 +166,12 @@ impl Agent {
             None => None,
         };
         registry.iter().flat_map(|registry| registry.damage()).for_each(|damage| tracing::warn!("{damage}"));
-        let peers = identities.peers(by_key, unix_seconds());
+        let issuing = Issuing::new(site.clone(), key.clone(), state.clone(), identities.clone(), told.clone())?;
+        let issuing = Arc::new(issuing);
+        issuing.configure(config.issuer.clone());
+        let renewal = if seeking.is_some() { None } else { Renewal::load(site.clone(), &state, told.clone())? };
+        let mut peers = identities.peers(by_key, unix_seconds());
+        peers.extend(issuing.guests());
         let (settings, clashes) = effective(&config, &runtime, &endpoints, peers);
         clashes.iter().for_each(|clash| tracing::warn!("{clash}"));
         let seed = rand_core::RngCore::next_u64(&mut rand_core::OsRng);
@@ -158,7 +191,14 @@ impl Agent {
         let queues = tuns.into_iter().zip(udps).map(|(tun, udp)| Queue { tun, udp }).collect();
         let network = Network::open(interface).await?;
         let (handle, events, data) = dataplane::start(DataPlane { node, queues, journal: Box::new(journal) })?;
-        let link = AgentLink { handle: handle.clone(), identities: identities.clone(), registry: registry.clone() };
+        let link = AgentLink {
+            handle: handle.clone(),
+            identities: identities.clone(),
+            issuing: issuing.clone(),
+            seeking: seeking.clone(),
+            issuer: renewal.as_ref().map(|renewal| renewal.issuer.clone()),
+            registry: registry.clone(),
+        };
         let (control, notices) = Control::start(link, seed.rotate_left(32));
         let nft = Some(nft::Firewall::new(interface));
         let listener = match &config.hub_tls {
@@ -174,8 +214,8 @@ impl Agent {
             handle,
             control,
             identities,
-            health: Health::default(),
             registry,
+            health: Health::default(),
             started: Instant::now(),
             offload,
             listen,
@@ -186,6 +226,11 @@ impl Agent {
             carriers: Mutex::default(),
             _listener: listener,
             state,
+            issuing,
+            seeking,
+            renewal: renewal.map(Arc::new),
+            told,
+            registering: Mutex::new(()),
             learnt: std::sync::Mutex::new(Learnt { endpoints, unsaved: false }),
             peers_changed: AtomicBool::new(false),
             presences_changed: Notify::new(),
@@ -213,6 +258,7 @@ impl Agent {
 
     /// Reads the file again. On any error everything stays as it was.
     pub async fn reload(&self) -> Result<Vec<String>, Refused> {
+        self.check_joined()?;
         let mut wanted = self.wanted.lock().await;
         let mut host = host_networks().await?;
         // The file may name another one already.
@@ -241,9 +287,10 @@ impl Agent {
             return Err(error);
         }
         let socket = wanted.config.socket.clone();
+        self.issuing.configure(wanted.config.issuer.clone());
         drop(wanted);
-        self.rest().await;
         self.registry.iter().for_each(|registry| registry.read_again());
+        self.rest().await;
         self.endpoints_changed.notify_one();
         self.dns.changed.notify_one();
         warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
@@ -258,6 +305,7 @@ impl Agent {
         what: String,
         change: impl FnOnce(&mut Runtime, &Config, &Settings) -> Result<(), Refused>,
     ) -> Result<Vec<String>, Refused> {
+        self.check_joined()?;
         let mut wanted = self.wanted.lock().await;
         let mut runtime = wanted.runtime.clone();
         let (before, _) = self.effective(&wanted.config, &wanted.runtime);
@@ -302,7 +350,8 @@ impl Agent {
     }
 
     fn effective(&self, config: &Config, runtime: &Runtime) -> (Settings, Vec<String>) {
-        let peers = self.identities.peers(&config.settings.peers, unix_seconds());
+        let mut peers = self.identities.peers(&config.settings.peers, unix_seconds());
+        peers.extend(self.issuing.guests());
         effective(config, runtime, &self.learnt().endpoints, peers)
     }
 

@@ -232,6 +232,7 @@ impl Running {
         }
         self.data.join().ok();
         self.agent.audit.write(last);
+        self.agent.write_told();
         self.agent.audit.stop().await;
         tasks::keep(&self.agent, &self.syncer);
     }

@@ -1,6 +1,6 @@
 //! What waits for name servers, other programs or the disk: beside the loop, each in a task of its own.
 
-use super::{Agent, identity, resolve};
+use super::{Agent, identity, joining, resolve};
 use crate::state::Syncer;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,10 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(identity::follow(agent.clone()));
     tokio::spawn(identity::settle(agent.clone()));
     tokio::spawn(identity::look_at_files(agent.clone()));
+    tokio::spawn(joining::tell(agent.clone()));
+    tokio::spawn(joining::follow_invitations(agent.clone()));
+    tokio::spawn(joining::follow_hubs(agent.clone()));
+    tokio::spawn(joining::renew(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
     if let Some(registry) = agent.registry.clone() {
         let following = registry.clone();

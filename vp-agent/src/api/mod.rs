@@ -5,6 +5,7 @@ mod ask;
 mod change;
 mod drain;
 mod explain;
+mod invite;
 mod peers;
 mod show;
 mod socket;
@@ -47,6 +48,9 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/drain", post(drain::drain))
         .route("/v1/reload", post(change::reload))
         .route("/v1/revocations", post(change::revocations))
+        .route("/v1/invite", post(invite::invite))
+        .route("/v1/bundle", post(invite::bundle))
+        .route("/v1/invitations", get(invite::invitations).post(invite::take_back))
         .route("/v1/ping", post(ask::ping))
         .route("/v1/explain", post(explain::explain))
         .route("/v1/doctor", get(show::doctor))

@@ -51,6 +51,8 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
             callers: node.caller_presences(),
             services: node.services(),
             certificate: None,
+            renewal: None,
+            joining: None,
             flows: node.flow_table(),
             drops,
             dns: None,
@@ -66,6 +68,8 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
     status.listen = agent.listen.to_string();
     status.public_key = STANDARD.encode(agent.public_key);
     status.certificate = agent.identities.own(unix_seconds());
+    status.renewal = agent.renewing().map(|(renewal, certificate)| renewal.shown(&certificate));
+    status.joining = agent.seeking.as_ref().map(|seeking| seeking.shown());
     for (id, mut peer) in peers {
         if peer.control != "none" && agent.control.is_open(id) {
             "open".clone_into(&mut peer.control);

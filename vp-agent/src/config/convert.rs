@@ -95,6 +95,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     }
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let hub = r.hub(file.hub.as_ref())?;
+    let issuer = r.issuer(file.issuer.as_ref(), &trust, hub.is_some())?;
     let hub_store = r.hub_store(file.hub.as_ref().and_then(|hub| hub.store.as_ref()))?;
     let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
     let second_cipher = file.aes.unwrap_or(true);
@@ -112,6 +113,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         endpoints,
         carriers,
         hub_tls,
+        issuer,
         hub_store,
         key,
         listen,

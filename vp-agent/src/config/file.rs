@@ -23,6 +23,7 @@ pub struct File {
     pub pool: Spanned<Vec<Text>>,
     pub reach: Option<Spanned<Reach>>,
     pub hub: Option<Hub>,
+    pub issuer: Option<Spanned<Issuer>>,
     pub trust: Option<Vec<Spanned<Trust>>>,
     pub certificate: Option<Text>,
     pub revocations: Option<Text>,
@@ -33,6 +34,14 @@ pub struct File {
     pub audit: Option<Spanned<Audit>>,
     pub metrics: Option<Text>,
     pub dns: Option<Dns>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    pub key: Text,
+    pub endpoint: Option<Text>,
+    pub tls: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

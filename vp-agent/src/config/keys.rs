@@ -41,6 +41,12 @@ impl KeyFileError {
 }
 
 pub fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
+    let text = read_text(path, FILE_BYTES_MAX)?;
+    values::key(text.trim_end()).map_err(|error| KeyFileError::Malformed(path.to_owned(), error))
+}
+
+/// The first so many bytes of a file that nobody else may use.
+pub fn read_text(path: &Path, bytes_max: u64) -> Result<Zeroizing<String>, KeyFileError> {
     let file = open(path)?;
     let metadata = file.metadata().map_err(|error| KeyFileError::Unreadable(path.to_owned(), error))?;
     if !metadata.is_file() {
@@ -53,15 +59,14 @@ pub fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
     if owner != 0 && owner != crate::sys::effective_user() {
         return Err(KeyFileError::Owner { file: path.to_owned(), owner });
     }
-    let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX as usize + 1));
-    match file.take(FILE_BYTES_MAX).read_to_string(&mut text) {
-        Ok(_) => {}
+    let mut text = Zeroizing::new(String::with_capacity(bytes_max as usize + 1));
+    match file.take(bytes_max).read_to_string(&mut text) {
+        Ok(_) => Ok(text),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-            return Err(KeyFileError::Malformed(path.to_owned(), "no text".to_owned()));
+            Err(KeyFileError::Malformed(path.to_owned(), "no text".to_owned()))
         }
-        Err(error) => return Err(KeyFileError::Unreadable(path.to_owned(), error)),
+        Err(error) => Err(KeyFileError::Unreadable(path.to_owned(), error)),
     }
-    values::key(text.trim_end()).map_err(|error| KeyFileError::Malformed(path.to_owned(), error))
 }
 
 /// Without following a link at its end and without waiting for the writer of a pipe.

@@ -6,6 +6,7 @@ pub mod credentials;
 mod error;
 mod file;
 mod hub;
+mod issuer;
 pub mod keys;
 mod peers;
 mod requests;
@@ -21,6 +22,7 @@ pub use requests::{check, exposure, exposure_warnings, mapping, mapping_warnings
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
 use crate::health::Check;
+use crate::joining::IssuerSettings;
 use crate::registry::EtcdSettings;
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
@@ -29,6 +31,7 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use vp::addr::Name;
 use vp::node::{ServicePattern, Settings};
 
@@ -53,6 +56,8 @@ pub struct Config {
     pub carriers: Vec<(Name, CarrierSettings)>,
     /// Where this hub is reached over TLS too.
     pub hub_tls: Option<ListenerSettings>,
+    /// This gateway certifies sites that join.
+    pub issuer: Option<Arc<IssuerSettings>>,
     /// Where hubs share what is registered.
     pub hub_store: Option<EtcdSettings>,
     /// May be missing only where the agent makes it at its first start: `site.key` of `state_dir`.

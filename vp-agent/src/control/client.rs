@@ -4,9 +4,11 @@
 use super::attend;
 use super::connection::{Connection, Wire};
 use super::credentials;
+use super::join;
 use super::link::Link;
 use super::offer::{self, MESSAGE_BYTES_MAX, Refusal};
 use super::{Notice, Notices};
+use crate::joining::Ask;
 use futures_util::FutureExt;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -106,15 +108,13 @@ impl<L: Link> Client<L> {
     /// One connection, from its first packet to its end.
     async fn session(&mut self, wire: &Wire, had_offer: &mut bool) -> Result<std::convert::Infallible, Ended> {
         let channel = self.open(wire).await?;
+        if let Some(ask) = self.link.joining(self.peer).await {
+            return self.seek(ask, channel).await;
+        }
         let mut said = std::mem::take(&mut self.said);
         let (link, notices) = (self.link.clone(), self.notices.clone());
         let taker = credentials::Taker { peer: self.peer, link, notices, said: &mut said, presented: None };
-        let attending = Attending {
-            hub: self.peer,
-            link: self.link.clone(),
-            notices: self.notices.clone(),
-            attendance: self.attendance.clone(),
-        };
+        let attending = self.attending();
         let ended = tokio::select! {
             ended = self.follow_offers(channel.clone(), had_offer) => ended,
             ended = attending.run(channel.clone()) => ended,
@@ -122,6 +122,30 @@ impl<L: Link> Client<L> {
         };
         self.said = said;
         ended
+    }
+
+    fn attending(&self) -> Attending<L> {
+        Attending {
+            hub: self.peer,
+            link: self.link.clone(),
+            notices: self.notices.clone(),
+            attendance: self.attendance.clone(),
+        }
+    }
+
+    /// All that a site says that has not joined yet.
+    async fn seek(&self, ask: Ask, channel: Channel) -> Result<std::convert::Infallible, Ended> {
+        match ask {
+            Ask::Introductions => self.attending().run(channel).await,
+            Ask::Join { public_key, possession } => {
+                let mut client = ControlClient::new(channel);
+                let asked = within_step(client.join(join::write_join(&public_key, possession))).await?;
+                let answer = join::read_join(asked.map(tonic::Response::into_inner))?;
+                self.link.joined(answer).await;
+                // Whatever it was, there is nothing more to ask.
+                std::future::pending().await
+            }
+        }
     }
 
     async fn follow_offers(

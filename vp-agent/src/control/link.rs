@@ -1,14 +1,16 @@
 //! What the control channel asks of the gateway it speaks for.
 
 use crate::identity::{Offered, Place, Presented};
+use crate::joining::{Ask, JoinError};
 use crate::registry::Unregistered;
+use std::future::ready;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 use vp::addr::{Name, PeerId, Protocol};
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
-use vp::identity::{List, Refusal};
+use vp::identity::{JoinRefusal, List, Refusal};
 use vp::node::{Allowed, Introductions, OfferError, Reason};
 
 /// A port of a service, as a peer names it.
@@ -80,6 +82,36 @@ pub trait Link: Clone + Send + Sync + 'static {
 
     /// A list of revocations, whosever it is. True if it is new.
     fn take_revocations(&self, bytes: Vec<u8>) -> impl Future<Output = Result<(List, bool), Refusal>> + Send;
+
+    /// Whether the peer is here to join, and for nothing else.
+    fn is_invited(&self, _peer: PeerId) -> impl Future<Output = bool> + Send {
+        ready(false)
+    }
+
+    /// Certifies the key of who was invited.
+    fn join(
+        &self,
+        _peer: PeerId,
+        _public_key: Vec<u8>,
+        _possession: Vec<u8>,
+    ) -> impl Future<Output = Result<Vec<u8>, JoinError>> + Send {
+        ready(Err(JoinRefusal::NotIssuer.into()))
+    }
+
+    /// What the peer has after the certificate of this serial.
+    fn renew(&self, _peer: PeerId, _serial: Vec<u8>) -> impl Future<Output = Result<Vec<u8>, JoinError>> + Send {
+        ready(Err(JoinRefusal::NotIssuer.into()))
+    }
+
+    /// What this site asks of the peer while it is joining; none: it has joined, or never did.
+    fn joining(&self, _peer: PeerId) -> impl Future<Output = Option<Ask>> + Send {
+        ready(None)
+    }
+
+    /// What the issuer answered: a certificate, or the word for why not.
+    fn joined(&self, _answer: Result<Vec<u8>, String>) -> impl Future<Output = ()> + Send {
+        ready(())
+    }
 
     /// A backend of the service, if the peer may use it and the port is one of its ports.
     fn probe_target(&self, peer: PeerId, target: Target) -> impl Future<Output = Option<IpAddr>> + Send;

@@ -8,6 +8,7 @@ mod attend;
 mod client;
 mod connection;
 mod credentials;
+mod join;
 mod link;
 pub mod offer;
 mod register;

@@ -4,7 +4,7 @@
 use super::connection::Connection;
 use super::credentials;
 use super::link::{Link, Target};
-use super::{Notice, Notices, attend, offer, register};
+use super::{Notice, Notices, attend, join, offer, register};
 use crate::registry::Unregistered;
 use futures_util::stream::{self, Stream, StreamExt};
 use std::collections::VecDeque;
@@ -24,8 +24,9 @@ use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
-    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, OffersRequest,
-    ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest, RegisterResponse, ReplyRoute,
+    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, JoinRequest,
+    JoinResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest, RegisterResponse,
+    RenewRequest, RenewResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -104,6 +105,7 @@ pub async fn run<L: Link>(
     let bucket = |rate, at_once| Mutex::new(Bucket::new(rate, at_once, Instant::now().into_std()));
     let service = Service {
         peer,
+        invited: link.is_invited(peer).await,
         link: link.clone(),
         announcements,
         notices,
@@ -124,6 +126,8 @@ pub async fn run<L: Link>(
 
 struct Service<L> {
     peer: PeerId,
+    /// It may join, and nothing else.
+    invited: bool,
     link: L,
     announcements: Arc<Announcements>,
     notices: Notices,
@@ -134,6 +138,13 @@ struct Service<L> {
 
 impl<L> Service<L> {
     fn admit(&self) -> Result<(), Status> {
+        if self.invited {
+            return Err(Status::permission_denied("who was invited may join, and nothing else"));
+        }
+        self.admit_any()
+    }
+
+    fn admit_any(&self) -> Result<(), Status> {
         take(&self.requests, REQUESTS_A_SECOND, "requests")
     }
 }
@@ -211,6 +222,24 @@ impl<L: Link> Control for Service<L> {
             Ok(None) | Err(Unregistered::Store(_)) => {}
         }
         register::answer(registered.map(|_| ())).map(Response::new)
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        self.admit_any()?;
+        let JoinRequest { versions, public_key, possession } = request.into_inner();
+        speaks(&versions)?;
+        if !self.invited {
+            return Err(Status::permission_denied("this site has joined already, or never was invited"));
+        }
+        let (refused, certificate) = join::write_answer(self.link.join(self.peer, public_key, possession).await)?;
+        Ok(Response::new(JoinResponse { refused, certificate }))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        self.admit()?;
+        let RenewRequest { serial } = request.into_inner();
+        let (refused, certificate) = join::write_answer(self.link.renew(self.peer, serial).await)?;
+        Ok(Response::new(RenewResponse { refused, certificate }))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -4,6 +4,7 @@
 //! Of several certificates of one site and key the one issued last decides alone: one before it never comes back.
 
 mod introduced;
+mod issued;
 mod kept;
 mod name;
 mod registered;
@@ -74,6 +75,8 @@ struct State {
     written: BTreeMap<PeerName, Member>,
     introduced: Introduced,
     registered: Registered,
+    /// The tenant that this gateway certifies sites of.
+    issues_for: Option<Name>,
     /// All of these.
     members: BTreeMap<PeerName, Member>,
     /// Their keys, those of peers by key, and this site's own.
@@ -113,6 +116,7 @@ impl Identities {
             written: BTreeMap::new(),
             introduced,
             registered: Registered::default(),
+            issues_for: None,
             members: BTreeMap::new(),
             taken: BTreeSet::new(),
             keys: BTreeMap::new(),

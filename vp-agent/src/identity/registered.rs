@@ -256,12 +256,12 @@ impl State {
         Ok(is_new.then_some(record))
     }
 
-    /// The tenant that this gateway is of: its own certificate's, or the only one that it trusts.
+    /// The tenant that this gateway is of: its own certificate's, that which it certifies sites of, or the only one that it trusts.
     pub(super) fn own_tenant(&self) -> Option<&Name> {
         let mut trusted = self.trust.authorities().map(|(tenant, _)| tenant);
         let first = trusted.next();
         let only = first.filter(|first| trusted.all(|other| other == *first));
-        self.own.as_ref().map(Certificate::tenant).or(only)
+        self.own.as_ref().map(Certificate::tenant).or(self.issues_for.as_ref()).or(only)
     }
 
     /// Those that were registered and whom the file does not name: peers if they are of this gateway's tenant and their name

@@ -7,6 +7,7 @@ mod runtime;
 
 pub use journal::{FileJournal, Syncer, kept_leases};
 pub use runtime::{Drained, Endpoints, KeptIdentity, Port, Runtime};
+pub(crate) use runtime::{read_json, write_json};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -52,6 +53,12 @@ impl StateDir {
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// It is gone then, also after a crash.
+    pub fn remove(&self, name: &str) -> Result<(), StateError> {
+        let file = self.file(name);
+        std::fs::remove_file(&file).and_then(|()| File::open(&self.path)?.sync_all()).map_err(in_file(&file))
     }
 }
 

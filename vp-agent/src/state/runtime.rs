@@ -121,7 +121,7 @@ impl KeptIdentity {
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     let Some(text) = read_own(path)? else { return Ok(None) };
     let damaged = |error: serde_json::Error| StateError::Damaged {
         path: path.to_owned(),
@@ -131,7 +131,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> 
     serde_json::from_str(&text).map(Some).map_err(damaged)
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
     let io = |error: serde_json::Error| StateError::Io { path: path.to_owned(), error: error.into() };
     let mut bytes = serde_json::to_vec_pretty(value).map_err(io)?;
     bytes.push(b'\n');

@@ -216,7 +216,7 @@ fn refused(error: &IssueError) -> Failure {
     Failure::Refused(error.to_string())
 }
 
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -237,7 +237,7 @@ fn serial() -> Serial {
 }
 
 /// `45s`, `10m`, `12h`, `90d`.
-fn seconds(text: &str) -> Result<u64, String> {
+pub(super) fn seconds(text: &str) -> Result<u64, String> {
     let error = || format!("{text:?} is no time, expected such as 12h or 90d");
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(error)?;
     let unit: u64 = match unit {

@@ -2,14 +2,13 @@
 
 use crate::Outcome;
 use crate::failure::Failure;
+use crate::files::{AGENT, agent};
 use crate::render::{Screen, escape};
 use clap::Args;
-use std::env;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-const AGENT: &str = "vp-agent";
 /// What its lines begin with.
 const OWN_NAME: &str = "vp-agent: ";
 
@@ -51,12 +50,6 @@ impl Check {
         screen.print(&format!("{}: good\n", escape(&file)))?;
         Ok(Outcome::Done)
     }
-}
-
-/// The agent installed with us, else whichever the path has.
-fn agent() -> PathBuf {
-    let beside = env::current_exe().ok().and_then(|own| Some(own.parent()?.join(AGENT)));
-    beside.filter(|path| path.is_file()).unwrap_or_else(|| Path::new(AGENT).to_owned())
 }
 
 fn not_run(error: &io::Error) -> Failure {

@@ -11,6 +11,9 @@ mod explain;
 mod expose;
 mod flows;
 mod gather;
+mod invitations;
+mod invite;
+mod join;
 mod key;
 mod man;
 mod map;
@@ -49,6 +52,9 @@ pub enum Verb {
     Doctor(doctor::Doctor),
     Gather(gather::Gather),
     Key(key::Key),
+    Invite(invite::Invite),
+    Invitations(invitations::Invitations),
+    Join(join::Join),
     Authority(authority::Authority),
     Certificate(certificate::Certificate),
     Revocations(revocations::Revocations),
@@ -80,6 +86,9 @@ impl Verb {
             Self::Doctor(verb) => verb.run(client, screen),
             Self::Gather(verb) => verb.run(client, screen),
             Self::Key(verb) => verb.run(screen),
+            Self::Invite(verb) => verb.run(client, screen),
+            Self::Invitations(verb) => verb.run(client, screen),
+            Self::Join(verb) => verb.run(client, screen),
             Self::Authority(verb) => verb.run(screen),
             Self::Certificate(verb) => verb.run(screen),
             Self::Revocations(verb) => verb.run(client, screen),

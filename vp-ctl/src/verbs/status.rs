@@ -56,6 +56,15 @@ fn site(status: &api::Status, page: &mut Page) {
     ]);
     table.row([text("public key"), text(public_key)]);
     table.row([text("pool"), list(pool)]);
+    if let Some(api::Joining { tenant, issuer, refused, .. }) = &status.joining {
+        let how = refused.as_ref().map_or_else(|| "asking it".to_owned(), |reason| format!("refused: {reason}"));
+        table.row([text("joining"), text(format!("{tenant}, by {issuer}: {how}"))]);
+    }
+    if let Some(api::Renewal { issuer, due, failure }) = &status.renewal {
+        let failed =
+            failure.as_ref().map_or_else(String::new, |failure| format!("; the last attempt failed: {failure}"));
+        table.row([text("renewal"), text(format!("by {issuer}, at {due}{failed}"))]);
+    }
     let api::FlowTable { open, max, opened_total, closed_total } = flows;
     table.row([
         text("flows"),

@@ -4,4 +4,5 @@ mod authority;
 mod chain;
 mod ends;
 mod fake;
+mod joining;
 mod verbs;
