@@ -52,6 +52,7 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
             certificate: None,
             flows: node.flow_table(),
             drops,
+            limits: node.limits(),
             dns: None,
             health: Vec::new(),
         };

@@ -7,6 +7,9 @@ mod error;
 mod file;
 mod hub;
 pub mod keys;
+mod limits;
+#[cfg(test)]
+mod limits_tests;
 mod peers;
 mod requests;
 #[cfg(test)]
