@@ -140,10 +140,16 @@ impl Node {
         let Some(flow) = self.table.get(id).filter(|flow| !self.limiter.is_idle() || flow.share.is_some()) else {
             return;
         };
-        let (owner, share) = (flow.owner, flow.share);
+        let (owner, known) = (flow.owner, (id.0, flow.share, flow.state.is_open()));
         let subjects = self.subjects(flow.opened_by, owner.service, flow.peer);
-        let share = self.limiter.attach_again((id.0, share), subjects.iter().flatten(), owner.caller, now);
+        let share = self.limiter.attach_again(known, subjects.iter().flatten(), owner.caller, now);
         self.set_share(id, share);
+    }
+
+    /// After the flow has ended, or has not after all: only open ones count.
+    pub(super) fn set_share_open(&mut self, id: FlowId, is_open: bool) {
+        let share = self.table.get(id).and_then(|flow| flow.share);
+        share.into_iter().for_each(|share| self.limiter.set_open(share, is_open));
     }
 
     fn set_share(&mut self, id: FlowId, share: Option<NonZeroU32>) {

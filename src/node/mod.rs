@@ -249,11 +249,13 @@ impl Node {
                 if let Some(flow) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
                     self.tell(Event::FlowClosed { flow, end });
                 }
+                self.set_share_open(id, false);
             }
             Stirred::Reopened => {
                 if let Some(flow) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
                     self.tell(Event::FlowOpened(flow));
                 }
+                self.set_share_open(id, true);
             }
         }
         Ok(())
@@ -314,7 +316,7 @@ impl Node {
     fn end_flow(&mut self, id: FlowId, end: FlowEnd, now: Instant) {
         use crate::flow::State;
         let Some(flow) = self.table.remove(id) else { return };
-        flow.share.into_iter().for_each(|share| self.limiter.close(id.0, share));
+        flow.share.into_iter().for_each(|share| self.limiter.close(id.0, share, flow.state.is_open()));
         self.flows_closed += 1;
         if let Some(peer) = self.peers.get_mut(flow.peer) {
             peer.flows = peer.flows.saturating_sub(1);

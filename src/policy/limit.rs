@@ -37,7 +37,9 @@ pub(super) struct Limit {
     burst: u64,
     ways: [Way; 2],
     pub new_flows: Option<Bucket>,
+    /// That have a share in it, and those of them that have not ended.
     pub flows: u32,
+    pub open: u32,
 }
 
 #[derive(Default, Debug)]
@@ -67,6 +69,7 @@ impl Limit {
             ways: Default::default(),
             new_flows: None,
             flows: 0,
+            open: 0,
         };
         limit.set(terms, now);
         limit
@@ -124,7 +127,7 @@ impl Limit {
 
     /// Whether another flow would be too many, or come too soon.
     pub fn refuses(&self, now: Instant) -> Option<Exceeding> {
-        if self.bounds.flows.is_some_and(|flows| self.flows >= flows) {
+        if self.bounds.flows.is_some_and(|flows| self.open >= flows) {
             return Some(Exceeding::Flows);
         }
         let too_soon = self.new_flows.clone().is_some_and(|mut bucket| !bucket.take(1, now));

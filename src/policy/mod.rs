@@ -6,8 +6,6 @@ mod codel;
 mod lane;
 mod limit;
 mod limiter;
-#[cfg(test)]
-mod limiter_tests;
 mod pace;
 mod slab;
 mod turns;

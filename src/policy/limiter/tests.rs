@@ -1,8 +1,9 @@
 //! Limits in simulated time: rates, fairness between callers, what observes, what changes, what is bounded.
 
-use super::*;
+use super::{Limiter, Released};
 use crate::addr::{Bounds, Direction, Limits, Mode, Rates};
 use crate::packet::{Offload, Packet};
+use crate::policy::{Counts, Exceeding, Terms};
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -225,12 +226,16 @@ fn flows_and_new_flows_are_counted_for_all_and_for_each_caller() {
     assert_eq!(exceeded(&bench, 1), Some((true, Exceeding::Flows)));
     open(&mut bench, 3, 2);
     assert_eq!(exceeded(&bench, 3), Some((false, Exceeding::Flows)));
-    bench.limiter.close(1, first);
+    bench.limiter.set_open(first, false);
+    assert_eq!(exceeded(&bench, 3), None);
+    bench.limiter.set_open(first, true);
+    assert_eq!(exceeded(&bench, 3), Some((false, Exceeding::Flows)));
+    bench.limiter.close(1, first, true);
     assert_eq!(exceeded(&bench, 3), None);
     // One flow at a time, but too often.
     for flow in 10..18 {
         let share = open(&mut bench, flow, 1);
-        bench.limiter.close(flow, share);
+        bench.limiter.close(flow, share, true);
     }
     assert_eq!(exceeded(&bench, 1), Some((true, Exceeding::NewFlows)));
 }
@@ -261,13 +266,13 @@ fn a_change_keeps_what_stays_and_counts_flows_that_were_there_before() {
     assert_eq!(bench.limiter.poll_timeout(), None);
     for (flow, share) in std::mem::take(&mut bench.shares) {
         let none: [&&str; 0] = [];
-        assert_eq!(bench.limiter.attach_again((flow, Some(share)), none, 1, bench.now), None);
+        assert_eq!(bench.limiter.attach_again((flow, Some(share), true), none, 1, bench.now), None);
     }
     assert!(bench.limiter.is_idle());
     // And a limit that comes finds those that are there, when they are attached.
     bench.limiter.configure([("web", web(2, 2_000_000))].into(), bench.now);
     for flow in 1..=2 {
-        assert!(bench.limiter.attach_again((flow, None), &["web"], 1, bench.now).is_some());
+        assert!(bench.limiter.attach_again((flow, None, true), &["web"], 1, bench.now).is_some());
     }
     assert_eq!(what(&bench), Some(Exceeding::Flows));
 }
@@ -281,7 +286,7 @@ fn what_waits_is_bounded_and_thousands_of_flooding_callers_leave_room_for_one_mo
     }
     assert!(bench.limiter.queued_bytes() <= 32 << 20, "{}", bench.limiter.queued_bytes());
     for n in 0..2000 {
-        bench.shares.remove(&n).into_iter().for_each(|share| bench.limiter.close(n, share));
+        bench.shares.remove(&n).into_iter().for_each(|share| bench.limiter.close(n, share, true));
     }
     assert_eq!((bench.limiter.queued_bytes(), bench.limiter.release(bench.now).map(|r| r.flow)), (0, None));
     // Fewer, and each has its part.
