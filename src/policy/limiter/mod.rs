@@ -82,7 +82,7 @@ struct Share {
     limits: Numbers,
     flows: u32,
     open: u32,
-    /// By direction: whether packets may have to wait, and how much of them.
+    /// By direction: whether packets may have to wait, whether they are counted at all, and how much may wait.
     delays: [bool; 2],
     counts: [bool; 2],
     bytes_max: [usize; 2],
