@@ -7,6 +7,7 @@ pub mod agent;
 pub mod authority;
 pub mod capture;
 pub mod craft;
+mod download;
 pub mod hostile;
 mod hub;
 mod internet;
@@ -26,6 +27,7 @@ pub mod world;
 
 pub use agent::{Agent, Config, Key, Peer};
 pub use capture::{Capture, Captured};
+pub use download::Download;
 pub use hub::{HubSetup, HubWorld, TLS_PORT, path};
 pub use internet::{Internet, Uplink};
 pub use lab::{Lab, story};

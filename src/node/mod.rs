@@ -48,7 +48,7 @@ use crate::packet::{Kind, Packet};
 use crate::policy::{Bucket, Limiter};
 use crate::translate;
 use crate::tunnel::Tunnels;
-use hub::{Introduced, RelayBuckets};
+use hub::{IntroducedSites, RelayBuckets};
 use limits::Subject;
 use peers::{Peer, Peers};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -124,7 +124,7 @@ pub struct Node {
     told: Told,
     fragments: Fragments,
     hub: Hub,
-    introduced: Introduced,
+    introduced: IntroducedSites,
     relay_buckets: RelayBuckets,
     relayed: Relayed,
     idle: Vec<FlowId>,

@@ -40,6 +40,11 @@ impl Sessions {
         self.current(now).is_some()
     }
 
+    /// This end's index of the session to seal with.
+    pub fn current_index(&self, now: Instant) -> Option<u32> {
+        self.current(now).map(|session| session.index)
+    }
+
     pub fn current_age(&self, now: Instant) -> Option<Duration> {
         self.current(now).map(|session| now - session.born)
     }

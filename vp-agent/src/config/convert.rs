@@ -90,7 +90,9 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let tenants = r.tenants(file.tenants.as_deref().unwrap_or_default(), &trust)?;
     let uplink = r.optional("uplink", file.uplink.as_ref(), values::rate)?;
     let limits = LimitSettings { peers: peer_limits, tenants, mappings: BTreeMap::new(), uplink };
-    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub, limits };
+    let second_cipher = file.aes.unwrap_or(true);
+    let mut settings =
+        Settings { site, pool, inner_mtu, flows_max, second_cipher, peers, clients, exposures, mappings, hub, limits };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings, any_trust)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
