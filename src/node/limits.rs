@@ -5,7 +5,7 @@ use super::admit::{CALLER_SHARE, PEER_SHARE};
 use super::{Node, Opener, Reason, Refused};
 use crate::addr::{Bounds, Direction, Family, Holder, Limits, Mode, Name, PeerId, Rates};
 use crate::catalogue::ServicePattern;
-use crate::flow::FlowId;
+use crate::flow::{FlowId, Traffic};
 use crate::packet::Packet;
 use crate::policy::{Exceeded, Exceeding, Standing, Terms};
 use std::collections::BTreeMap;
@@ -144,6 +144,16 @@ impl Node {
         let subjects = self.subjects(flow.opened_by, owner.service, flow.peer);
         let share = self.limiter.attach_again(known, subjects.iter().flatten(), owner.caller, now);
         self.set_share(id, share);
+    }
+
+    /// Whether a flow that has ended may begin anew, if that is what this packet does.
+    pub(super) fn check_reopened(&mut self, id: FlowId, traffic: &Traffic, now: Instant) -> Result<(), Reason> {
+        if self.limiter.is_idle() || !self.table.would_reopen(id, traffic) {
+            return Ok(());
+        }
+        let share = self.table.get(id).and_then(|flow| flow.share);
+        let refused = share.and_then(|share| self.limiter.reopen(share, now));
+        refused.map_or(Ok(()), |what| Err(of_exceeding(what)))
     }
 
     /// After the flow has ended, or has not after all: only open ones count.

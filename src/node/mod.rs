@@ -239,6 +239,7 @@ impl Node {
         if !self.told.is_sure() && self.table.would_reopen(id, traffic) {
             return Err(Reason::AuditFailed);
         }
+        self.check_reopened(id, traffic, now)?;
         match self.table.record(id, direction, traffic, now) {
             Stirred::Nothing | Stirred::Opened => {}
             Stirred::Ended => {

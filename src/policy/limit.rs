@@ -26,6 +26,15 @@ pub struct Counts {
     pub packets_dropped: u64,
 }
 
+impl Counts {
+    pub(super) fn refuse(&mut self, what: Exceeding) {
+        match what {
+            Exceeding::Flows => self.flows_refused += 1,
+            Exceeding::NewFlows => self.new_flows_refused += 1,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Limit {
     /// The number of what is limited.

@@ -312,11 +312,7 @@ impl<S: Ord + Clone> Limiter<S> {
     pub fn count(&mut self, exceeded: &Exceeded<S>) {
         let number = self.numbers.get(&exceeded.of);
         let Some(subject) = number.and_then(|number| self.subjects.get_mut(number)) else { return };
-        let counts = &mut subject.tallies[usize::from(exceeded.per_caller)].counts;
-        match exceeded.what {
-            Exceeding::Flows => counts.flows_refused += 1,
-            Exceeding::NewFlows => counts.new_flows_refused += 1,
-        }
+        subject.tallies[usize::from(exceeded.per_caller)].counts.refuse(exceeded.what);
     }
 
     /// A new flow of the caller in all of these: the number of its share, if any of them is limited.
@@ -331,9 +327,7 @@ impl<S: Ord + Clone> Limiter<S> {
     {
         let number = self.attach(subjects, caller, true, now)?;
         let limits = self.shares.get(to_inside(number))?.limits;
-        self.each(&limits, |limit| {
-            limit.new_flows.as_mut().map(|bucket| bucket.take(1, now));
-        });
+        self.take_new_flow(&limits, now);
         Some(number)
     }
 
@@ -368,6 +362,28 @@ impl<S: Ord + Clone> Limiter<S> {
             self.set_open(number, true);
         }
         Some(number)
+    }
+
+    /// An ended flow of the share begins anew, which counts as a new one: what refuses it.
+    pub fn reopen(&mut self, share: NonZeroU32, now: Instant) -> Option<Exceeding> {
+        let limits = self.shares.get(to_inside(share))?.limits;
+        for number in limits.as_slice() {
+            let Some(limit) = self.limits.get(*number) else { continue };
+            let Some(what) = limit.refuses(now) else { continue };
+            let (of, at, mode) = (limit.of, usize::from(limit.is_per_caller), limit.mode);
+            self.subjects.get_mut(&of).into_iter().for_each(|subject| subject.tallies[at].counts.refuse(what));
+            if mode == Mode::Enforce {
+                return Some(what);
+            }
+        }
+        self.take_new_flow(&limits, now);
+        None
+    }
+
+    fn take_new_flow(&mut self, limits: &Numbers, now: Instant) {
+        self.each(limits, |limit| {
+            limit.new_flows.as_mut().map(|bucket| bucket.take(1, now));
+        });
     }
 
     /// A flow of the share has ended, and is kept for a while; or it has not, after all.

@@ -228,12 +228,14 @@ fn flows_and_new_flows_are_counted_for_all_and_for_each_caller() {
     assert_eq!(exceeded(&bench, 3), Some((false, Exceeding::Flows)));
     bench.limiter.set_open(first, false);
     assert_eq!(exceeded(&bench, 3), None);
+    assert_eq!(bench.limiter.reopen(first, bench.now), None);
     bench.limiter.set_open(first, true);
+    assert_eq!(bench.limiter.reopen(first, bench.now), Some(Exceeding::Flows));
     assert_eq!(exceeded(&bench, 3), Some((false, Exceeding::Flows)));
     bench.limiter.close(1, first, true);
     assert_eq!(exceeded(&bench, 3), None);
     // One flow at a time, but too often.
-    for flow in 10..18 {
+    for flow in 10..17 {
         let share = open(&mut bench, flow, 1);
         bench.limiter.close(flow, share, true);
     }
