@@ -436,20 +436,21 @@ impl<S: Ord + Clone> Limiter<S> {
     where
         S: 'a,
     {
+        let keys = [Direction::Outbound, Direction::Inbound].map(|direction| LaneKey { flow, direction });
         let attached = self.attach(subjects, caller, is_open, now);
         if attached == share {
             share.into_iter().for_each(|share| self.detach(share, is_open));
             return share;
         }
-        for direction in [Direction::Outbound, Direction::Inbound] {
-            let Some(mut lane) = self.take_lane(LaneKey { flow, direction }) else { continue };
-            let Some(new) = attached else {
-                self.dropped += lane.len() as u64;
-                continue;
-            };
+        if attached.is_none() && keys.iter().any(|key| self.lanes.contains_key(key)) {
+            // Nothing is limited any more, and what waits passes first.
+            return share;
+        }
+        for key in keys {
+            let (Some(mut lane), Some(new)) = (self.take_lane(key), attached) else { continue };
             lane.share = new;
             (lane.at, lane.came, lane.passed) = (None, None, 0);
-            self.put_lane(LaneKey { flow, direction }, lane);
+            self.put_lane(key, lane);
         }
         share.into_iter().for_each(|share| self.detach(share, is_open));
         attached
