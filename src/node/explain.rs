@@ -89,6 +89,10 @@ impl Node {
         }
         let observed = observed.iter().map(|(reason, limit)| format!("; {limit} observes {reason}"));
         steps.push(ok("limits here", "there is room for a new flow".to_owned() + &observed.collect::<String>()));
+        if !outward.takes_new {
+            let change = format!("at {}, see the service's targets (vp-ctl status), or end its drain", service.site);
+            return Err(("peer", Reason::ServiceDown, change));
+        }
         steps
             .push(ok("peer", format!("{} offers it, inside the tunnel at {}", service.site, outward.wire_destination)));
         let status = self.peer_status(outward.peer, now).filter(|status| status.state == "up");
@@ -137,8 +141,10 @@ impl Node {
         let inward = self.judge_inbound(peer, &tuple).map_err(|refused| refused.reason)?;
         let rule = exposed.exposure.allow.get(inward.rule).map(ToString::to_string).unwrap_or_default();
         let caller = self.caller_presence(peer, tuple.source).ok_or(Reason::SpoofedSource)?;
+        let rests = exposed.rests().then_some(Reason::ServiceDown);
         let Outlook { refused, observed } = self.outlook((Direction::Inbound, inward.service, peer), &caller, now);
-        let (limit, observed) = (refused.map(|(reason, _)| reason), observed.first().map(|(reason, _)| *reason));
+        let limit = rests.or(refused.map(|(reason, _)| reason));
+        let observed = observed.first().map(|(reason, _)| *reason);
         Ok(Allowed { rule, limit, observed, source: exposed.exposure.source })
     }
 

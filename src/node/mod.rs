@@ -27,7 +27,7 @@ mod timeout;
 mod waiting;
 
 pub use crate::addr::{Bounds, Limits, Mode, Rates};
-pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};
+pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, Resting, ServicePattern, Source, Target};
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Limited, Opener};
 pub use explain::{Allowed, Call};

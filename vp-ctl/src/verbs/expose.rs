@@ -35,6 +35,9 @@ pub struct Expose {
     /// How much of it may be used: rate, packets, flows, new_flows or mode, see the README; per_caller.KEY for each caller
     #[arg(long = "limit", short = 'l', value_name = "KEY=VALUE", value_delimiter = ',')]
     limits: Vec<String>,
+    /// How its targets are checked: tcp/PORT, or http/PORT/PATH
+    #[arg(long, value_name = "CHECK")]
+    health: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -45,12 +48,12 @@ enum Source {
 
 impl Expose {
     pub fn run(self, client: &Client, screen: &Screen) -> Result<Outcome, Failure> {
-        let Self { name, target, ports, allow, source, limits } = self;
+        let Self { name, target, ports, allow, source, limits, health } = self;
         let source = source.map(|source| match source {
             Source::Masquerade => "masquerade".to_owned(),
             Source::Presence => "presence".to_owned(),
         });
-        let request = ExposeRequest { name, target, ports, allow, source, limits };
+        let request = ExposeRequest { name, target, ports, allow, source, limits, health };
         let answer = client.post("/v1/expose", &request)?;
         let ExposeRequest { name, target, ports, allow, .. } = request;
         let done: Done = screen.show(&answer, |_, page| {
