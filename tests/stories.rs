@@ -99,7 +99,7 @@ fn what_rests_gets_no_new_flows_and_keeps_the_old_and_the_other_site_refuses_ear
     world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"GET /"));
     world.run(Duration::from_millis(100));
     assert_eq!(world.gateway("factory").drops(Reason::ServiceDown), 1);
-    assert_eq!(read(&world.gateway("factory").take_one()).flags, "RA");
+    assert_eq!(read(&world.gateway("factory").take_one()).flags, "AR");
     let request = read(&world.gateway("cloud").take_one());
     assert_eq!((request.payload.as_slice(), request.from.0), (&b"GET /"[..], caller));
 
