@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use vp::addr::{Identity, Name, PeerId, Pool, wire};
 use vp::catalogue::{OFFER_SERVICES_MAX, Offer};
-use vp::node::{Mapping, Node, PeerSettings, Settings};
+use vp::node::{LimitSettings, Mapping, Node, PeerSettings, Settings};
 use vp_agent::config::{Config, HostNetworks};
 use vp_agent::control::offer;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -109,6 +109,7 @@ fn settings() -> Settings {
         exposures: Vec::new(),
         mappings: vec![Mapping { service, address: None, ports: Vec::new(), callers: Vec::new() }],
         hub: None,
+        limits: LimitSettings::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 use vp::addr::{Identity, Name, PeerId, Pool};
 use vp::catalogue::{NamedHost, Offer, OfferedService};
-use vp::node::{Client, Exposure, Mapping, Node, PeerSettings, Settings, Source, Target};
+use vp::node::{Client, Exposure, LimitSettings, Mapping, Node, PeerSettings, Settings, Source, Target};
 use vp_agent::dns::query::{Read, Transport, UDP_BYTES_MAX};
 use vp_agent::dns::zone::Zone;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -90,6 +90,7 @@ fn settings() -> Settings {
             limits: Default::default(),
         }],
         hub: None,
+        limits: LimitSettings::default(),
         mappings: vec![Mapping {
             service: "*.cloud".parse().expect("pattern"),
             address: None,

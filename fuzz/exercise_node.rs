@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Identity, Limits, Name, PeerId, Pool, PortRange, Protocol, wire};
 use vp::catalogue::{NamedCaller, Offer, OfferedService};
-use vp::node::{Client, Exposure, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
+use vp::node::{Client, Exposure, LimitSettings, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
 use vp::packet::{self, Kind, Offload, Packet, virtio};
 use vp::tunnel::{Opened, Transmits, TunnelSettings, Tunnels};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -392,6 +392,7 @@ fn settings() -> Settings {
         ],
         mappings: vec![Mapping { service, address: None, ports: Vec::new(), callers: Vec::new() }],
         hub: None,
+        limits: LimitSettings::default(),
     }
 }
 

@@ -128,6 +128,30 @@ fn a_caller_costs_at_most_one_kilobyte_with_its_flow() {
 }
 
 #[test]
+fn a_caller_with_limits_of_its_own_costs_at_most_one_kilobyte_more() {
+    const CALLERS: usize = 100_000;
+    let cost = |limited: bool| {
+        let mut settings = hub::settings(CALLERS / hub::CALLERS_PER_PEER);
+        if limited {
+            let rates = vp::node::Rates { bits_per_second: Some(1_000_000), packets_per_second: Some(100) };
+            let flows = (Some(100), Some(10));
+            let bounds =
+                vp::node::Bounds { inbound: rates, outbound: rates, flows: flows.0, new_flows_per_second: flows.1 };
+            settings.exposures[0].limits =
+                vp::node::Limits { per_caller: bounds, mode: vp::node::Mode::Observe, ..Default::default() };
+        }
+        let mut hub = Hub::new(settings, Instant::now());
+        hub.connect(2);
+        let before = bytes();
+        drop(hub.open_inbound(CALLERS, CALLERS));
+        each(bytes() - before, CALLERS)
+    };
+    let (without, with) = (cost(false), cost(true));
+    println!("caller: {} bytes for its limits", with - without);
+    assert!(with - without <= 1024, "{with} {without}");
+}
+
+#[test]
 fn packets_of_old_flows_allocate_nothing() {
     let mut hub = Hub::new(hub::settings(100), Instant::now());
     hub.connect(100);

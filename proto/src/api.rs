@@ -70,6 +70,8 @@ pub struct Status {
     pub flows: FlowTable,
     /// Packets dropped, by reason.
     pub drops: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub limits: Vec<LimitStatus>,
     /// If names are served.
     #[serde(default)]
     pub dns: Option<Dns>,
@@ -300,6 +302,23 @@ pub struct RestingTarget {
     pub detail: Option<String>,
 }
 
+/// A limit of the configuration, and what it did since the start; with `observe`, what it would have done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    /// `service:web`, `mapping:web.cloud`, `peer:factory`, `tenant:acme` or `uplink`; ` per caller` follows where it is each
+    /// caller's.
+    pub limit: String,
+    /// `enforce` or `observe`.
+    pub mode: String,
+    /// Open ones that it covers; 0 of one per caller.
+    pub flows: u64,
+    /// New flows refused because of `flows`, and because of `new_flows`.
+    pub flows_refused: u64,
+    pub new_flows_refused: u64,
+    pub packets_delayed: u64,
+    pub packets_dropped: u64,
+}
+
 /// A service of another site that this site may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteService {
@@ -401,6 +420,9 @@ pub struct ExposeRequest {
     pub allow: Vec<String>,
     /// `masquerade` (default) or `presence`.
     pub source: Option<String>,
+    /// `key=value`, such as `rate=10Mbit` or `per_caller.flows=10`.
+    #[serde(default)]
+    pub limits: Vec<String>,
     /// How its targets are checked: `tcp/8080`, or `http/8080/healthz`; absent: not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<String>,
@@ -528,7 +550,7 @@ pub struct Finding {
 pub struct AuditRecord {
     /// RFC 3339, UTC.
     pub time: String,
-    /// `flow-opened`, `flow-closed`, `denied`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started`,
+    /// `flow-opened`, `flow-closed`, `denied`, `observed`, `limited`, `configuration`, `peer-up`, `peer-down`, `offer-refused`, `started`,
     /// `certificate-accepted`, `certificate-refused`, `certificate-expired`, `certificate-revoked`, `revocations-accepted`,
     /// `revocations-refused` or `lost`; of an issuer `invited`, `invitation-expired`, `invitation-taken-back`,
     /// `joined`, `join-refused`, `renewed` and `renewal-refused`; of a site that joins `joined` and `join-refused`, and then
@@ -557,6 +579,9 @@ pub struct AuditRecord {
     pub site_view: Option<Ends>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wire_view: Option<Ends>,
+    /// The limit that refused or delayed, or would have: as [`LimitStatus::limit`] says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
     /// `allowed` or `denied`, of flows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,

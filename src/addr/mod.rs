@@ -11,7 +11,7 @@ mod selector;
 pub mod wire;
 
 pub use lease::{Grant, Holder, LeaseError, Leases, QUARANTINE};
-pub use limits::Limits;
+pub use limits::{Bounds, Direction, Limits, Mode, Rates};
 pub use name::{Name, NameError, ServiceName};
 pub use path::{Binding, Path};
 pub use pool::{Pool, PoolError};

@@ -47,6 +47,15 @@ impl State {
         }
     }
 
+    /// Whether it has not ended.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        match self {
+            Self::HalfOpen | Self::Open => true,
+            Self::Reset | Self::Closed => false,
+        }
+    }
+
     pub(super) fn idle_max(self, protocol: u8) -> Duration {
         match (protocol, self) {
             (protocol::TCP, Self::Open) => TCP_ESTABLISHED_IDLE,

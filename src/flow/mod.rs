@@ -8,5 +8,6 @@ mod slots;
 mod table;
 mod wheel;
 
+pub use crate::addr::Direction;
 pub use life::{State, Stirred, Traffic};
-pub use table::{Direction, Door, Flow, FlowId, NewFlow, Owner, Table};
+pub use table::{Door, Flow, FlowId, NewFlow, Owner, Table};

@@ -4,10 +4,11 @@ use super::keys::Keys;
 use super::life::{Side, State, Stirred, Traffic, begins_anew, is_in_flight, stir};
 use super::slots::Slots;
 use super::wheel::{Link, NONE, Wheel};
-use crate::addr::PeerId;
+use crate::addr::{Direction, PeerId};
 use crate::packet::FiveTuple;
 use foldhash::fast::FixedState;
 use std::hash::{BuildHasher, Hash};
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 /// Where a packet came in. A part of the key: with overlapping addresses a five-tuple alone is ambiguous, and it
@@ -16,13 +17,6 @@ use std::time::{Duration, Instant};
 pub enum Door {
     Site,
     Peer(PeerId),
-}
-
-/// Seen from the site.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    Outbound,
-    Inbound,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -61,6 +55,8 @@ pub struct Flow {
     pub state: State,
     /// Of the TCP connection, if its beginning was seen.
     pub initial_sequence: Option<u32>,
+    /// The number of its share of what is limited; none if nothing of it is.
+    pub share: Option<NonZeroU32>,
     pub outbound: Count,
     pub inbound: Count,
     outbound_side: Side,
@@ -190,6 +186,7 @@ impl Table {
             version: new.version,
             state: State::HalfOpen,
             initial_sequence: new.initial_sequence,
+            share: None,
             outbound: Count::default(),
             inbound: Count::default(),
             outbound_side: Side::default(),

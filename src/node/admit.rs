@@ -59,6 +59,7 @@ impl Node {
             return Err(Refused { service, ..Refused::because(Reason::ServiceDown).of(outward.peer) });
         }
         let caller = Holder::CallerIndex { address: tuple.source };
+        self.check_limits((Direction::Outbound, outward.presence, outward.peer), &caller, packet, now)?;
         let index = self.lease(&caller, now).map_err(|reason| Refused::because(reason).of(outward.peer))?;
         let Some((_, index)) = wire::parse(index) else { return Err(Refused::because(Reason::PoolFull)) };
         let wire_source = wire::caller(Family::of(tuple.source), index);
@@ -131,9 +132,9 @@ impl Node {
         }
         let inward = self.judge_inbound(peer, &tuple)?;
         let target = self.target_now(peer, &inward, packet)?;
-        self.check_service_limits(peer, inward.service, now)?;
         let refused = |reason| Refused::because(reason).of(peer);
         let caller = self.caller_presence(peer, tuple.source).ok_or_else(|| refused(Reason::SpoofedSource))?;
+        self.check_limits((Direction::Inbound, inward.service, peer), &caller, packet, now)?;
         let presence = self.lease(&caller, now).map_err(refused)?;
         let site = FiveTuple {
             source: target,
@@ -189,17 +190,6 @@ impl Node {
         }
     }
 
-    fn check_service_limits(&mut self, peer: PeerId, service: u32, now: Instant) -> Result<(), Refused> {
-        let Some(exposed) = self.exposed.get(service) else { return Ok(()) };
-        let name = ServiceName { service: exposed.exposure.name.clone(), site: self.settings.site.clone() };
-        if exposed.exposure.limits.flows.is_some_and(|flows| exposed.flows >= flows) {
-            return Err(Refused::because(Reason::FlowLimit).of(peer).to(&name));
-        }
-        let bucket = self.rates.get_mut(&service).and_then(|rates| rates.new_flows.as_mut());
-        let within = bucket.is_none_or(|bucket| bucket.take(1, now));
-        if within { Ok(()) } else { Err(Refused::because(Reason::RateLimit).of(peer).to(&name)) }
-    }
-
     /// The rule by which an allowed flow would be allowed, and go the same way, if it were opened now.
     fn rule_now(&self, flow: &Flow) -> Option<usize> {
         match flow.opened_by {
@@ -234,6 +224,7 @@ impl Node {
             (Some(flow), Some(rule)) => {
                 flow.version = self.version;
                 flow.owner.rule = rule_number(rule);
+                self.share_again(id, now);
             }
             (Some(_) | None, _) => self.end_flow(id, FlowEnd::Revoked, now),
         }
@@ -261,6 +252,7 @@ impl Node {
             return Err(Refused::because(Reason::FlowLimit).of(new.peer));
         };
         self.flows_opened += 1;
+        self.open_share(id, now);
         if let Some(peer) = self.peers.get_mut(new.peer) {
             peer.flows += 1;
         }
@@ -377,10 +369,12 @@ impl Node {
 
     pub(super) fn deny(&mut self, opener: Opener, packet: &Packet, refused: Refused) {
         self.drops.count(refused.reason);
-        let Refused { reason, peer, service, client } = refused;
-        let (tuple, initial_sequence) = (packet.head.tuple, initial_sequence(packet));
-        let denial = Denial { opener, peer, service, client, tuple, initial_sequence, reason };
-        self.tell(Event::Denied(Box::new(denial)));
+        self.tell(Event::Denied(Box::new(denial(opener, packet, refused))));
+    }
+
+    /// It passes, as the limit that refuses it only observes.
+    pub(super) fn observe(&mut self, opener: Opener, packet: &Packet, refused: Refused) {
+        self.tell(Event::Observed(Box::new(denial(opener, packet, refused))));
     }
 }
 
@@ -394,6 +388,12 @@ pub(super) fn caller_rule(presence: &Presence, source: IpAddr, client: Option<&N
         CallerSelector::Client(name) => client == Some(name),
         CallerSelector::Prefix(prefix) => prefix.contains(&source),
     })
+}
+
+fn denial(opener: Opener, packet: &Packet, refused: Refused) -> Denial {
+    let Refused { reason, peer, service, client, limit } = refused;
+    let (tuple, initial_sequence) = (packet.head.tuple, initial_sequence(packet));
+    Denial { opener, peer, service, client, tuple, initial_sequence, reason, limit }
 }
 
 /// Whether it begins something, as far as can be told.

@@ -1,13 +1,13 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
 use super::hub::{IntroducedSites, RelayBuckets, Relayed};
-use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates, Resting};
+use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Resting};
 use super::{Settings, SettingsError, Sweep};
-use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
+use crate::addr::{Family, Grant, Holder, Leases, Name, PeerId, Pool};
 use crate::catalogue::{Callers, Clients, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
 use crate::flow::{Flow, Table};
 use crate::hub::Hub;
-use crate::policy::Bucket;
+use crate::policy::{Bucket, Limiter};
 use crate::tunnel::{TunnelSettings, Tunnels};
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +41,7 @@ impl Node {
             peers: Peers::default(),
             offers: BTreeMap::new(),
             clients: Clients::default(),
-            rates: BTreeMap::new(),
+            limiter: Limiter::new(now),
             version: 0,
             swept: None,
             started: now,
@@ -63,6 +63,7 @@ impl Node {
             relay_buckets: RelayBuckets::default(),
             relayed: Relayed::default(),
             idle: Vec::new(),
+            gathered: Vec::new(),
             settings: Settings { peers: Vec::new(), mappings: Vec::new(), ..settings.clone() },
         };
         node.configure(settings, now)?;
@@ -88,11 +89,11 @@ impl Node {
         };
         // From here on nothing fails: what goes may end.
         self.forget_callers(&outside, now);
-        self.apply_rates(now);
         if previous.hub != self.settings.hub {
             self.relay_buckets = RelayBuckets::default();
         }
         self.apply_peers(previous.second_cipher, now);
+        self.apply_limits(now);
         self.apply_introductions(now);
         // Offers may have gone with their peers.
         self.apply_mappings(now);
@@ -129,13 +130,6 @@ impl Node {
         let flows = outside.iter().map(|holder| self.callers.flows(holder) as usize).sum();
         self.end_flows(flows, |flow| numbers.contains(&flow.owner.caller), FlowEnd::Ended, now);
         outside.iter().for_each(|holder| self.callers.remove(holder));
-    }
-
-    fn apply_rates(&mut self, now: Instant) {
-        let mut known = std::mem::take(&mut self.rates);
-        let limited = self.exposed.iter().map(|(number, service)| (number, service.exposure.limits));
-        let rates = limited.filter_map(|(number, limits)| Some((number, rates(limits, known.remove(&number), now)?)));
-        self.rates = rates.collect();
     }
 
     fn apply_peers(&mut self, known_second_cipher: bool, now: Instant) {
@@ -268,6 +262,7 @@ impl Node {
 
     /// A packet of the control channel, from 198.18.0.1 or 198.19.0.1, to the peer.
     pub fn send_control(&mut self, peer: PeerId, packet: &[u8], output: &mut Output, now: Instant) {
+        self.use_uplink(packet.len(), 1, now);
         let sealed = self.tunnels.seal(peer, packet, self.settings.inner_mtu, &mut output.transmits, now);
         if let Err(error) = sealed {
             self.drops.count(super::reject::of_seal(error));
@@ -347,19 +342,4 @@ fn is_outside(holder: &Holder, block: &IpNet, pool: &Pool) -> bool {
         Holder::Gateway { .. } | Holder::ServicePresence { .. } | Holder::CallerPresence { .. } => !pool.allows(block),
         Holder::ServiceIndex { .. } | Holder::CallerIndex { .. } => false,
     }
-}
-
-/// A burst is a tenth of a second's worth, but a super-packet at least, or nothing of that size would ever pass.
-fn rates(limits: Limits, known: Option<Rates>, now: Instant) -> Option<Rates> {
-    let (known_bits, known_flows) = known.map_or((None, None), |known| (known.bits, known.new_flows));
-    let bucket = |known: Option<Bucket>, rate: u64, burst: u64| match known {
-        Some(known) => known.resized(rate, burst, now),
-        None => Bucket::new(rate, burst, now),
-    };
-    let bits = limits.bits_per_second.map(|rate| {
-        let burst = (rate / 10).max(8 * super::PACKET_BYTES_MAX as u64);
-        bucket(known_bits, rate, burst)
-    });
-    let new_flows = limits.new_flows_per_second.map(|rate| bucket(known_flows, rate.into(), rate.max(1).into()));
-    (bits.is_some() || new_flows.is_some()).then_some(Rates { bits, new_flows })
 }

@@ -60,9 +60,9 @@ reasons! {
     TooBig = "too-big",
     /// No address is left in the pool for a new caller.
     PoolFull = "pool-full",
-    /// The flow table's, the peer's or the service's share of flows is used up.
+    /// The flow table is full, or a limit of flows is reached.
     FlowLimit = "flow-limit",
-    /// The service's rate is used up.
+    /// A limit of new flows a second is reached, or more waits for a limit than may.
     RateLimit = "rate-limit",
     /// The service takes no new flows at present: it does not answer its site's checks, or it is drained.
     ServiceDown = "service-down",

@@ -1,7 +1,7 @@
 //! What happened, for the shell: to keep, to tell, to audit.
 
 use super::Reason;
-use crate::addr::{Grant, Name, Path, PeerId, ServiceName};
+use crate::addr::{Grant, Mode, Name, Path, PeerId, ServiceName};
 use crate::packet::FiveTuple;
 use std::time::Duration;
 
@@ -37,6 +37,18 @@ pub enum Event {
         end: FlowEnd,
     },
     Denied(Box<Denial>),
+    /// A flow that was opened, and that a limit would have refused if it were enforced.
+    Observed(Box<Denial>),
+    Limited(Limited),
+}
+
+/// A limit delays or drops packets, or would: told when it begins, and then once a minute as long as it goes on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limited {
+    pub limit: String,
+    pub mode: Mode,
+    /// Since it was told last.
+    pub packets: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -115,4 +127,6 @@ pub struct Denial {
     pub tuple: FiveTuple,
     pub initial_sequence: Option<u32>,
     pub reason: Reason,
+    /// By name, if it was one of those that are configured.
+    pub limit: Option<String>,
 }

@@ -1,7 +1,8 @@
 //! Why a call would pass or not, step by step, on the live tables. The same functions that admit packets decide.
 
+use super::limits::Outlook;
 use super::{Node, Peer, Reason, Refused};
-use crate::addr::{Family, Holder, Name, PeerId, Protocol, ServiceName, wire};
+use crate::addr::{Direction, Family, Holder, Name, PeerId, Protocol, ServiceName, wire};
 use crate::catalogue::{Presence, Source};
 use crate::packet::{FiveTuple, protocol};
 use std::net::IpAddr;
@@ -25,6 +26,8 @@ pub struct Allowed {
     pub rule: String,
     /// What a new flow would be refused for all the same, now.
     pub limit: Option<Reason>,
+    /// What it would be refused for if the limit were enforced.
+    pub observed: Option<Reason>,
     /// Whom the server answers to.
     pub source: Source,
 }
@@ -77,10 +80,15 @@ impl Node {
         let rule = presence.mapping.callers.get(outward.rule);
         let rule = rule.map_or_else(|| "every host of the site may call".to_owned(), |rule| format!("callers: {rule}"));
         steps.push(ok("policy here", rule));
-        if let Some(reason) = self.used_up(outward.peer, &Holder::CallerIndex { address: source }, None, now) {
-            return Err(("limits here", reason, change_here(reason, call, presence)));
+        let called = (Direction::Outbound, outward.presence, outward.peer);
+        let Outlook { refused, observed } = self.outlook(called, &Holder::CallerIndex { address: source }, now);
+        if let Some((reason, limit)) = refused {
+            let raise = |limit: String| format!("here, raise the limits of {limit}, or use less of them");
+            let change = limit.map_or_else(|| change_here(reason, call, presence), raise);
+            return Err(("limits here", reason, change));
         }
-        steps.push(ok("limits here", "there is room for a new flow".to_owned()));
+        let observed = observed.iter().map(|(reason, limit)| format!("; {limit} observes {reason}"));
+        steps.push(ok("limits here", "there is room for a new flow".to_owned() + &observed.collect::<String>()));
         if !outward.takes_new {
             let change = format!("at {}, see the service's targets (vp-ctl status), or end its drain", service.site);
             return Err(("peer", Reason::ServiceDown, change));
@@ -134,8 +142,10 @@ impl Node {
         let rule = exposed.exposure.allow.get(inward.rule).map(ToString::to_string).unwrap_or_default();
         let caller = self.caller_presence(peer, tuple.source).ok_or(Reason::SpoofedSource)?;
         let rests = exposed.rests().then_some(Reason::ServiceDown);
-        let limit = rests.or_else(|| self.used_up(peer, &caller, Some(inward.service), now));
-        Ok(Allowed { rule, limit, source: exposed.exposure.source })
+        let Outlook { refused, observed } = self.outlook((Direction::Inbound, inward.service, peer), &caller, now);
+        let limit = rests.or(refused.map(|(reason, _)| reason));
+        let observed = observed.first().map(|(reason, _)| *reason);
+        Ok(Allowed { rule, limit, observed, source: exposed.exposure.source })
     }
 
     /// Where a service of this site is to be probed; none unless the peer may use it and the port is one of its ports.

@@ -130,6 +130,7 @@ impl Node {
                 run.chunks_mut(stride.max(1)).for_each(|datagram| set_binding(datagram, Some(onward.binding)));
                 self.relayed.datagrams += datagrams;
                 self.relayed.bytes += run.len() as u64;
+                self.use_uplink(run.len(), datagrams, now);
                 Whose::Relay(onward.to)
             }
             Err(reason) => {

@@ -10,12 +10,25 @@ use crate::packet::{self, Kind, Packet};
 use crate::translate;
 use crate::tunnel::Transmits;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::time::Instant;
 
 /// Where an inbound packet may leave something besides itself.
 struct Back<'a> {
     transmits: &'a mut Transmits,
     packets: &'a mut Vec<Vec<u8>>,
+}
+
+enum Fate {
+    Deliver,
+    Wait(FlowId, NonZeroU32),
+    Drop,
+}
+
+impl Fate {
+    fn deliver_if(deliver: bool) -> Self {
+        if deliver { Self::Deliver } else { Self::Drop }
+    }
 }
 
 impl Node {
@@ -60,22 +73,33 @@ impl Node {
             let mut group = output.joiner.group(index);
             let (peer, packets) = (group.peer, group.packets);
             let mut back = Back { transmits: &mut output.transmits, packets: &mut output.packets };
-            let deliver = self.inbound(peer, &mut group.packet, packets, &mut back, now);
-            if deliver {
-                output.joiner.deliver(index);
+            match self.inbound(peer, &mut group.packet, packets, &mut back, now) {
+                Fate::Deliver => output.joiner.deliver(index),
+                Fate::Wait(id, share) => self.wait_whole((id, share), index, output, now),
+                Fate::Drop => {}
             }
         }
     }
 
-    /// True when the packet, now in the site's view, is to be delivered.
-    fn inbound(&mut self, peer: PeerId, packet: &mut Packet, packets: u32, back: &mut Back, now: Instant) -> bool {
+    /// What was joined, in one piece.
+    fn wait_whole(&mut self, flow: (FlowId, NonZeroU32), index: usize, output: &mut Output, now: Instant) {
+        let (packets, offload) = output.joiner.gather(index, &mut self.gathered);
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let parsed = Packet::parse(&mut gathered, offload).map_err(reject::of_parse);
+        let waits = parsed.and_then(|packet| self.wait(flow, Direction::Inbound, &packet, now));
+        self.counted(waits, packets);
+        self.gathered = gathered;
+    }
+
+    /// What becomes of the packet, which is now in the site's view.
+    fn inbound(&mut self, peer: PeerId, packet: &mut Packet, packets: u32, back: &mut Back, now: Instant) -> Fate {
         if packet.head.kind == Kind::IcmpError {
             let taken = self.inbound_error(peer, packet);
-            return self.counted(taken, 1);
+            return Fate::deliver_if(self.counted(taken, 1));
         }
         if packet.head.kind == Kind::FragmentTail {
             let taken = self.inbound_tail(peer, packet, now);
-            return taken.unwrap_or_else(|reason| self.counted(Err(reason), 1));
+            return Fate::deliver_if(taken.unwrap_or_else(|reason| self.counted(Err(reason), 1)));
         }
         let known = self.table.find(Door::Peer(peer), &packet.head.tuple);
         let flow = match known.and_then(|id| self.fresh(id, Direction::Inbound, now)) {
@@ -83,18 +107,19 @@ impl Node {
             None => self.admit_inbound(peer, packet, now),
         };
         match flow {
-            Ok(id) if packet.head.fragment.is_some() => self.inbound_first(id, packet, back, now),
-            Ok(id) => {
-                let carried = self.carry_inbound(id, packet, packets, back, now);
-                self.counted(carried, packets)
-            }
+            Ok(id) if packet.head.fragment.is_some() => Fate::deliver_if(self.inbound_first(id, packet, back, now)),
+            Ok(id) => match self.carry_inbound(id, packet, packets, back, now) {
+                Ok(Some(share)) => Fate::Wait(id, share),
+                Ok(None) => Fate::Deliver,
+                Err(reason) => Fate::deliver_if(self.counted(Err(reason), packets)),
+            },
             Err(refused) => {
                 if let Some(datagram) = datagram(Door::Peer(peer), packet) {
                     self.fragments.refuse(datagram, now);
                 }
                 self.drops.add(refused.reason, u64::from(packets.saturating_sub(1)));
                 self.deny(Opener::Peer, packet, refused);
-                false
+                Fate::Drop
             }
         }
     }
@@ -109,8 +134,12 @@ impl Node {
         let Ok(held) = self.fragments.pass(of, fragment, packet.layer4().len(), verdict, now) else {
             return self.counted(Err(Reason::Fragment), 1);
         };
-        let carried = self.carry_inbound(id, packet, 1, back, now);
-        if !self.first_counted(&of, carried, held.len(), now) {
+        let carried = self.carry_inbound(id, packet, 1, back, now).and_then(|share| match share {
+            None => Ok(true),
+            Some(share) => self.wait((id, share), Direction::Inbound, packet, now).map(|()| false),
+        });
+        let passes = carried == Ok(true);
+        if !self.first_counted(&of, carried.map(drop), held.len(), now) {
             return false;
         }
         for mut bytes in held {
@@ -119,7 +148,7 @@ impl Node {
                 back.packets.push(bytes);
             }
         }
-        true
+        passes
     }
 
     /// Whether the tail, now in the site's view, is to be delivered now.
@@ -139,13 +168,13 @@ impl Node {
         if packet.decrement_hops().is_err() {
             return self.counted(Err(Reason::TtlExpired), 1);
         }
-        let recorded = self.record_tail(verdict, Direction::Inbound, packet, now);
-        if recorded.is_ok() {
-            translate::apply(packet, &verdict.to);
+        match self.carry_tail(verdict, Direction::Inbound, packet, now) {
+            Ok(passes) => passes,
+            Err(reason) => self.counted(Err(reason), 1),
         }
-        self.counted(recorded, 1)
     }
 
+    /// The flow's share if the packet, now in the site's view, is to wait.
     fn carry_inbound(
         &mut self,
         id: FlowId,
@@ -153,7 +182,7 @@ impl Node {
         packets: u32,
         back: &mut Back,
         now: Instant,
-    ) -> Result<(), Reason> {
+    ) -> Result<Option<NonZeroU32>, Reason> {
         let flow = self.table.get(id).ok_or(Reason::Unsolicited)?;
         let (peer, site, opened_by) = (flow.peer, flow.site, flow.opened_by);
         if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Inbound {
@@ -163,10 +192,14 @@ impl Node {
             self.answer_expired(peer, packet, back, now);
             return Err(Reason::TtlExpired);
         }
-        self.record(id, Direction::Inbound, &traffic(packet, packets), now)?;
+        let traffic = traffic(packet, packets);
+        let share = self.must_wait(id, Direction::Inbound, &traffic, now);
+        if share.is_none() {
+            self.record(id, Direction::Inbound, &traffic, now)?;
+        }
         packet.clamp_mss(mss(packet, self.inner_mtu()));
         translate::apply(packet, &site.reversed());
-        Ok(())
+        Ok(share)
     }
 
     /// The hop limit ran out here: the caller's site shows our answer as the presence's.

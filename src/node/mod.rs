@@ -24,14 +24,16 @@ mod report;
 mod resume;
 mod settings;
 mod timeout;
+mod waiting;
 
-pub use crate::addr::Limits;
+pub use crate::addr::{Bounds, Limits, Mode, Rates};
 pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, Resting, ServicePattern, Source, Target};
 pub use drop::{Drops, Reason};
-pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
+pub use event::{Denial, Event, FlowEnd, FlowRecord, Limited, Opener};
 pub use explain::{Allowed, Call};
 pub use flow_id::flow_id;
 pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
+pub use limits::LimitSettings;
 pub use names::Meaning;
 pub use output::{Outbound, Output};
 pub use report::ends;
@@ -43,12 +45,15 @@ use crate::flow::fragments::{Datagram, Fragments, Verdict};
 use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
 use crate::hub::Hub;
 use crate::packet::{Kind, Packet};
-use crate::policy::Bucket;
+use crate::policy::{Bucket, Limiter};
+use crate::translate;
 use crate::tunnel::Tunnels;
 use hub::{IntroducedSites, RelayBuckets};
+use limits::Subject;
 use peers::{Peer, Peers};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 /// Flow and denial events kept for the shell; beyond that they are counted as lost.
@@ -94,8 +99,7 @@ pub struct Node {
     /// By the peer's site.
     offers: BTreeMap<Name, (PeerId, PeerOffer)>,
     clients: Clients,
-    /// Of exposed services that have a rate.
-    rates: BTreeMap<u32, Rates>,
+    limiter: Limiter<Subject>,
     /// Of the catalogue and the policy; flows judged under another are judged again.
     version: u32,
     /// Flows are judged again in the background since the version changed.
@@ -124,6 +128,8 @@ pub struct Node {
     relay_buckets: RelayBuckets,
     relayed: Relayed,
     idle: Vec<FlowId>,
+    /// What was joined, in one piece, where it has to wait.
+    gathered: Vec<u8>,
 }
 
 /// The next number to be looked at, and how many are left.
@@ -148,13 +154,6 @@ impl Told {
     }
 }
 
-/// What an exposed service may take.
-#[derive(Debug)]
-struct Rates {
-    bits: Option<Bucket>,
-    new_flows: Option<Bucket>,
-}
-
 /// Why a packet that would open a flow was refused, and what is known of it.
 #[derive(Debug)]
 struct Refused {
@@ -162,11 +161,13 @@ struct Refused {
     peer: Option<PeerId>,
     service: Option<ServiceName>,
     client: Option<Name>,
+    /// By name, if it was one of those that are configured.
+    limit: Option<String>,
 }
 
 impl Refused {
     fn because(reason: Reason) -> Self {
-        Self { reason, peer: None, service: None, client: None }
+        Self { reason, peer: None, service: None, client: None, limit: None }
     }
 
     fn of(mut self, peer: PeerId) -> Self {
@@ -191,7 +192,7 @@ impl Node {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let sweep = self.swept.map(|_| self.started);
         let tables = [self.tunnels.poll_timeout(), self.table.poll_timeout(), self.fragments.poll_timeout()];
-        let timeouts = tables.into_iter().chain([sweep, self.map_next]);
+        let timeouts = tables.into_iter().chain([sweep, self.map_next, self.limiter.poll_timeout()]);
         timeouts.flatten().min()
     }
 
@@ -232,15 +233,13 @@ impl Node {
         }
     }
 
-    /// Counts what passed and tells what it changed. Refused when the service's rate does not allow it.
+    /// Counts what passed and tells what it changed.
     fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> Result<(), Reason> {
         use crate::flow::Stirred;
-        if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
-            return Err(Reason::RateLimit);
-        }
         if !self.told.is_sure() && self.table.would_reopen(id, traffic) {
             return Err(Reason::AuditFailed);
         }
+        self.check_reopened(id, traffic, now)?;
         match self.table.record(id, direction, traffic, now) {
             Stirred::Nothing | Stirred::Opened => {}
             Stirred::Ended => {
@@ -251,11 +250,13 @@ impl Node {
                 if let Some(flow) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
                     self.tell(Event::FlowClosed { flow, end });
                 }
+                self.set_share_open(id, false);
             }
             Stirred::Reopened => {
                 if let Some(flow) = self.table.get(id).map(|flow| Box::new(self.flow_record(flow, now))) {
                     self.tell(Event::FlowOpened(flow));
                 }
+                self.set_share_open(id, true);
             }
         }
         Ok(())
@@ -277,14 +278,15 @@ impl Node {
         false
     }
 
-    /// A fragment without a layer-4 header counts as its flow's, and passes only while that is there.
-    fn record_tail(
+    /// A fragment without a layer-4 header counts as its flow's, and passes only while that is there. Here it becomes what it
+    /// leaves as; whether it does so now, or waits.
+    fn carry_tail(
         &mut self,
         verdict: &Verdict,
         direction: Direction,
-        packet: &Packet,
+        packet: &mut Packet,
         now: Instant,
-    ) -> Result<(), Reason> {
+    ) -> Result<bool, Reason> {
         let flow = self.table.get(verdict.flow).filter(|flow| flow.peer == verdict.peer);
         let to = flow.map(|flow| match direction {
             Direction::Outbound => flow.wire,
@@ -293,21 +295,29 @@ impl Node {
         if to != Some(verdict.to) {
             return Err(Reason::Fragment);
         }
-        self.record(verdict.flow, direction, &traffic(packet, 1), now)
+        let (id, traffic) = (verdict.flow, traffic(packet, 1));
+        if let Some(share) = self.must_wait(id, direction, &traffic, now) {
+            translate::apply(packet, &verdict.to);
+            self.wait((id, share), direction, packet, now)?;
+            return Ok(false);
+        }
+        self.record(id, direction, &traffic, now)?;
+        translate::apply(packet, &verdict.to);
+        Ok(true)
     }
 
-    fn is_within_rate(&mut self, id: FlowId, traffic: &Traffic, now: Instant) -> bool {
-        let Some(flow) = self.table.get(id) else { return true };
-        let exposed = flow.opened_by == Direction::Inbound;
-        let rates = exposed.then(|| self.rates.get_mut(&flow.owner.service)).flatten();
-        let bits = rates.and_then(|rates| rates.bits.as_mut());
-        bits.is_none_or(|bits| bits.take(traffic.bytes * 8, now))
+    /// The flow's share, if its packets are to wait for that.
+    fn must_wait(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> Option<NonZeroU32> {
+        let share = self.table.get(id)?.share?;
+        let passes = self.limiter.passes((id.0, share), direction, traffic.bytes, traffic.packets, now);
+        (!passes).then_some(share)
     }
 
     /// Takes a flow out of the table and says why, unless its end was told already.
     fn end_flow(&mut self, id: FlowId, end: FlowEnd, now: Instant) {
         use crate::flow::State;
         let Some(flow) = self.table.remove(id) else { return };
+        flow.share.into_iter().for_each(|share| self.limiter.close(id.0, share, flow.state.is_open()));
         self.flows_closed += 1;
         if let Some(peer) = self.peers.get_mut(flow.peer) {
             peer.flows = peer.flows.saturating_sub(1);
@@ -360,9 +370,14 @@ impl Node {
     }
 
     fn service_of(&self, flow: &Flow) -> Option<ServiceName> {
-        match flow.opened_by {
-            Direction::Outbound => self.presences.get(flow.owner.service).map(|p| p.service.clone()),
-            Direction::Inbound => self.exposed.get(flow.owner.service).map(|service| ServiceName {
+        self.service_name(flow.opened_by, flow.owner.service)
+    }
+
+    /// By the number of a presence, or of an exposed service.
+    fn service_name(&self, opened_by: Direction, number: u32) -> Option<ServiceName> {
+        match opened_by {
+            Direction::Outbound => self.presences.get(number).map(|p| p.service.clone()),
+            Direction::Inbound => self.exposed.get(number).map(|service| ServiceName {
                 service: service.exposure.name.clone(),
                 site: self.settings.site.clone(),
             }),

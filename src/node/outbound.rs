@@ -66,7 +66,8 @@ impl Node {
             }
             Ok(id) => {
                 let carried = self.carry_outbound(id, packet, output, now);
-                carried.map_err(|reason| self.drops.add(reason, u64::from(packet::segment_count(packet)))).ok()
+                let counted = |reason| self.drops.add(reason, u64::from(packet::segment_count(packet)));
+                carried.map_err(counted).ok().flatten()
             }
             Err(refused) => {
                 if let Some(datagram) = datagram(Door::Site, packet) {
@@ -79,13 +80,14 @@ impl Node {
         }
     }
 
+    /// The tunnel that is to carry it now; none if it waits.
     fn carry_outbound(
         &mut self,
         id: FlowId,
         packet: &mut Packet,
         output: &mut Output,
         now: Instant,
-    ) -> Result<Tunnel, Reason> {
+    ) -> Result<Option<Tunnel>, Reason> {
         let flow = self.table.get(id).ok_or(Reason::Unsolicited)?;
         let (peer, wire, opened_by) = (flow.peer, flow.wire, flow.opened_by);
         if packet.head.kind == Kind::EchoRequest && opened_by != Direction::Outbound {
@@ -104,11 +106,17 @@ impl Node {
             self.reject(packet, Reason::TooBig, output, now);
             return Err(Reason::TooBig);
         }
-        let segments = packet::segment_count(packet);
-        self.record(id, Direction::Outbound, &traffic(packet, segments), now)?;
+        let traffic = traffic(packet, packet::segment_count(packet));
+        let share = self.must_wait(id, Direction::Outbound, &traffic, now);
+        if share.is_none() {
+            self.record(id, Direction::Outbound, &traffic, now)?;
+        }
         packet.clamp_mss(mss(packet, mtu));
         translate::apply(packet, &wire);
-        Ok(tunnel)
+        match share {
+            None => Ok(Some(tunnel)),
+            Some(share) => self.wait((id, share), Direction::Outbound, packet, now).map(|()| None),
+        }
     }
 
     /// A first fragment: its tails that came before it follow it, or are dropped with it.
@@ -120,7 +128,8 @@ impl Node {
             return self.drops.count(Reason::Fragment);
         };
         let carried = self.carry_outbound(id, packet, output, now).map(|tunnel| {
-            output.seal_packet(packet, &tunnel, self.inner_mtu(), now);
+            let seal = |tunnel| output.seal_packet(packet, &tunnel, self.inner_mtu(), now);
+            tunnel.into_iter().for_each(seal);
         });
         if !self.first_counted(&of, carried, held.len(), now) {
             return;
@@ -146,10 +155,11 @@ impl Node {
         if packet.decrement_hops().is_err() {
             return self.drops.count(Reason::TtlExpired);
         }
-        if let Err(reason) = self.record_tail(verdict, Direction::Outbound, packet, now) {
-            return self.drops.count(reason);
+        match self.carry_tail(verdict, Direction::Outbound, packet, now) {
+            Err(reason) => return self.drops.count(reason),
+            Ok(false) => return,
+            Ok(true) => {}
         }
-        translate::apply(packet, &verdict.to);
         match self.tunnels.tunnel(verdict.peer) {
             Some(tunnel) => output.seal_packet(packet, tunnel, self.inner_mtu(), now),
             None => self.drops.count(Reason::NoPath),

@@ -1,6 +1,6 @@
 //! What the operator wants of this gateway, checked by the shell that read it (with file, line and column).
 
-use super::RelayRates;
+use super::{LimitSettings, RelayRates};
 use crate::addr::{Identity, Name, Pool};
 use crate::catalogue::{Client, Exposure, Mapping};
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ pub struct Settings {
     pub second_cipher: bool,
     /// This gateway is a hub.
     pub hub: Option<RelayRates>,
+    pub limits: LimitSettings,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -18,6 +18,7 @@ impl Node {
         self.fragments.expire(now);
         self.count_lost_fragments();
         self.sweep(now);
+        self.release(output, now);
         if self.map_next.is_some_and(|at| at <= now) {
             self.unmapped.extend(self.presences.sites_refused());
             self.apply_mappings(now);

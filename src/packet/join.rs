@@ -221,6 +221,20 @@ impl Joiner {
         Group { peer: group.peer, packets: group.packets, bytes: group.bytes, packet }
     }
 
+    /// A group's bytes in one piece, as its header is now, and how many packets they are.
+    pub fn gather(&self, index: usize, into: &mut Vec<u8>) -> (u32, Offload) {
+        let group = &self.groups[index];
+        into.clear();
+        let delivery = Delivery {
+            virtio: [0; virtio::HEADER_BYTES],
+            joiner: self,
+            first: group.first.clone(),
+            next: group.first_slice,
+        };
+        delivery.slices().for_each(|part| into.extend_from_slice(part));
+        (group.packets, offload(group))
+    }
+
     /// Marks a group for delivery, as its header is now.
     pub fn deliver(&mut self, index: usize) {
         let group = &mut self.groups[index];

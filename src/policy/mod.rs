@@ -1,9 +1,19 @@
 //! May this flow exist? A decision uses the peer's authenticated identity, the service, protocol and port; never an
-//! address that a peer claims.
+//! address that a peer claims. And how much may it carry?
 
 mod bucket;
+mod codel;
+mod lane;
+mod limit;
+mod limiter;
+mod pace;
+mod slab;
+mod turns;
 
 pub use bucket::Bucket;
+pub use codel::Codel;
+pub use limit::{Counts, Exceeding, Terms};
+pub use limiter::{Exceeded, Limiter, News, Released, Standing};
 
 use crate::addr::{Identity, Name, PortRange, Protocol, Selector};
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Family, Identity, Limits, Name, PeerId, Pool, wire};
 use vp::catalogue::{Offer, OfferedService};
-use vp::node::{Event, Exposure, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
+use vp::node::{Event, Exposure, LimitSettings, Mapping, Node, Output, PeerSettings, Settings, Source, Target};
 use vp::packet::Offload;
 use vp::tunnel::{Opened, Transmits, TunnelSettings, Tunnels};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -93,6 +93,7 @@ pub fn settings(peers: usize) -> Settings {
         exposures: vec![exposure("web")],
         mappings: Vec::new(),
         hub: None,
+        limits: LimitSettings::default(),
     }
 }
 

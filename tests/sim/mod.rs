@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 use vp::addr::{Grant, Identity, Limits, Name, PeerId, Pool, PortRange};
-use vp::node::{Client, Event, Exposure, Mapping, Node, Output, PeerSettings, Reason, Settings, Source, Target};
+use vp::node::{
+    Client, Event, Exposure, LimitSettings, Mapping, Node, Output, PeerSettings, Reason, Settings, Source, Target,
+};
 use vp::packet::Offload;
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -78,6 +80,7 @@ pub fn settings(site: &str, pool: &[&str]) -> Settings {
         exposures: Vec::new(),
         mappings: Vec::new(),
         hub: None,
+        limits: LimitSettings::default(),
     }
 }
 

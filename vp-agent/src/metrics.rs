@@ -27,6 +27,7 @@ struct Figures {
     events_lost: u64,
     relayed: Relayed,
     hub_sites: usize,
+    limits: Vec<api::LimitStatus>,
 }
 
 /// In the text format, version 0.0.4 and OpenMetrics alike.
@@ -47,6 +48,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
             events_lost: node.events_lost(),
             relayed: node.relayed(),
             hub_sites: node.hub_sites(),
+            limits: node.limits(),
         }
     });
     let figures = figures.await?;
@@ -54,6 +56,7 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
     let mut registry = Registry::with_prefix("vp");
     peers(&mut registry, &figures.peers);
     flows(&mut registry, &figures);
+    limits(&mut registry, &figures.limits);
     identity(&mut registry, agent);
     joining(&mut registry, agent);
     registered(&mut registry, agent);
@@ -130,6 +133,26 @@ fn flows(registry: &mut Registry, figures: &Figures) {
     registry.register("hub_sites", "Sites that attend at this hub", gauge(figures.hub_sites as u64));
     registry.register("pool_leases", "Leases of pool addresses", used);
     registry.register("pool_addresses", "Addresses that the pool can give", size);
+}
+
+/// What limits that observe would have done is told with that mode.
+fn limits(registry: &mut Registry, limits: &[api::LimitStatus]) {
+    let refused = Family::<Labels, Counter>::default();
+    let (delayed, dropped) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+    for api::LimitStatus { limit, mode, flows_refused, new_flows_refused, packets_delayed, packets_dropped, .. } in
+        limits
+    {
+        let of_limit = [label("limit", limit), label("mode", mode)].concat();
+        for (reason, flows) in [(Reason::FlowLimit, flows_refused), (Reason::RateLimit, new_flows_refused)] {
+            let labels = [of_limit.clone(), label("reason", reason.word())].concat();
+            refused.get_or_create(&labels).inc_by(*flows);
+        }
+        delayed.get_or_create(&of_limit).inc_by(*packets_delayed);
+        dropped.get_or_create(&of_limit).inc_by(*packets_dropped);
+    }
+    registry.register("limit_refused_flows", "New flows that a limit refused, or would have", refused);
+    registry.register("limit_delayed_packets", "Packets that a limit delayed, or would have", delayed);
+    registry.register("limit_dropped_packets", "Packets of those that waited too long, or found no room", dropped);
 }
 
 fn identity(registry: &mut Registry, agent: &Agent) {

@@ -14,8 +14,8 @@ use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::identity::{JoinRefusal, List, Refusal};
 use vp::node::{
-    Allowed, Event, Exposure, Guest, Introductions, Mapping, Node, OfferError, Output, PeerSettings, Reason, Settings,
-    Source, Target,
+    Allowed, Event, Exposure, Guest, Introductions, LimitSettings, Mapping, Node, OfferError, Output, PeerSettings, Reason,
+    Settings, Source, Target,
 };
 use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
 use vp_agent::identity::{Offered, Place, Presented};
@@ -261,6 +261,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         exposures: Vec::new(),
         mappings: vec![mapping(&format!("*.{peer_site}"))],
         hub: None,
+        limits: LimitSettings::default(),
     }
 }
 
@@ -317,7 +318,10 @@ async fn what_a_site_exposes_is_known_at_the_other_and_follows_every_change() {
     let explained = at_factory.control().explain(PEER, &port, None).await;
     let rule = "site:factory".to_owned();
     let reply_route = ReplyRoute::Masquerade;
-    assert_eq!(explained, Ok(Ok(FarAllowed { rule, limit: Some(String::new()), reply_route })));
+    assert_eq!(
+        explained,
+        Ok(Ok(FarAllowed { rule, limit: Some(String::new()), observed: String::new(), reply_route }))
+    );
     let other = Port { port: 80, ..port };
     let explained = at_factory.control().explain(PEER, &other, None).await;
     assert_eq!(explained, Ok(Err(Reason::PortNotExposed.word().to_owned())));

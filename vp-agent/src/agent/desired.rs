@@ -9,7 +9,7 @@ use crate::nft;
 use crate::state::Runtime;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use vp::addr::{Limits, Name};
+use vp::addr::Name;
 use vp::node::{Exposure, Mapping};
 
 /// What the file and vp-ctl want, and what of the host is ours.
@@ -54,7 +54,7 @@ impl Desired {
         let of_file =
             of_file.filter_map(|exposure| Some((exposure.clone(), self.config.checks.get(&exposure.name)?.clone())));
         let of_runtime = self.runtime.expose.iter().filter_map(|request| {
-            let exposure = config::exposure(request, Limits::default(), &self.config.settings).ok()?;
+            let exposure = config::exposure(request, &self.config.settings).ok()?;
             let in_file = self.config.exposed_at(&exposure.name).is_some();
             Some((exposure, config::check(request).ok()??)).filter(|_| !in_file)
         });

@@ -57,9 +57,10 @@ pub(super) fn peer_of(event: &Event) -> Option<PeerId> {
     match event {
         Event::PeerUp(peer) | Event::PeerDown(peer) | Event::PeerMoved { peer, .. } => Some(*peer),
         Event::FlowOpened(flow) | Event::FlowClosed { flow, .. } => Some(flow.peer),
-        Event::Denied(denial) => denial.peer,
+        Event::Denied(denial) | Event::Observed(denial) => denial.peer,
         Event::Granted(_)
         | Event::Released(_)
+        | Event::Limited(_)
         | Event::Control { .. }
         | Event::OfferChanged(_)
         | Event::IntroductionsChanged(_)

@@ -2,7 +2,7 @@
 
 use super::names::Known;
 use vp::addr::{Protocol, ServiceName};
-use vp::node::{Denial, FlowEnd, FlowRecord, Opener, Reason, ends, flow_id};
+use vp::node::{Denial, FlowEnd, FlowRecord, Limited, Opener, Reason, ends, flow_id};
 use vp::packet::FiveTuple;
 use vp_proto::api::AuditRecord;
 
@@ -57,8 +57,28 @@ pub(super) fn denial_record(own: &Own, peer: Option<&Known>, denial: &Denial) ->
         wire_view,
         verdict: Some("denied".to_owned()),
         reason: Some(denial.reason.word().to_owned()),
+        limit: denial.limit.clone(),
         rule: denial.service.as_ref().map(|service| denying_rule(denial.reason, denial.opener, service)),
         ..record("denied", own, peer, &denial.tuple)
+    }
+}
+
+/// A flow that passed all the same.
+pub(super) fn observed_record(own: &Own, peer: Option<&Known>, denial: &Denial) -> AuditRecord {
+    let verdict = Some("allowed".to_owned());
+    AuditRecord { event: "observed".to_owned(), verdict, ..denial_record(own, peer, denial) }
+}
+
+/// A limit that delays packets, or would.
+pub(super) fn limited_record(own: &Own, limited: &Limited) -> AuditRecord {
+    AuditRecord {
+        event: "limited".to_owned(),
+        site: own.site.to_owned(),
+        limit: Some(limited.limit.clone()),
+        reason: Some(Reason::RateLimit.word().to_owned()),
+        repeated: Some(limited.packets),
+        detail: Some(format!("mode {}", limited.mode.word())),
+        ..AuditRecord::default()
     }
 }
 

@@ -2,7 +2,7 @@
 //! servers or for other programs.
 
 use super::names::{Known, Names, peer_of};
-use super::records::{Own, denial_record, flow_record, lost_record, peer_record};
+use super::records::{Own, denial_record, flow_record, limited_record, lost_record, observed_record, peer_record};
 use super::{Agent, tasks};
 use crate::audit::Entry;
 use crate::control::Notice;
@@ -122,7 +122,9 @@ impl Running {
             | Event::IntroductionsChanged(_)
             | Event::FlowOpened(_)
             | Event::FlowClosed { .. }
-            | Event::Denied(_) => {}
+            | Event::Denied(_)
+            | Event::Observed(_)
+            | Event::Limited(_) => {}
         }
     }
 
@@ -140,6 +142,8 @@ impl Running {
                 Some(Entry::Record(flow_record("flow-closed", &own, peer(flow.peer), flow, Some(*end))))
             }
             Event::Denied(denial) => Some(Entry::Denial(denial_record(&own, denial.peer.and_then(peer), denial))),
+            Event::Observed(denial) => Some(Entry::Denial(observed_record(&own, denial.peer.and_then(peer), denial))),
+            Event::Limited(limited) => Some(Entry::Record(limited_record(&own, limited))),
             Event::Granted(_)
             | Event::Released(_)
             | Event::Control { .. }

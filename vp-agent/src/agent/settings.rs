@@ -3,7 +3,6 @@
 use crate::config::{self, Config, ConfigError, one_line};
 use crate::identity::PeerName;
 use crate::state::{Endpoints, Runtime};
-use vp::addr::Limits;
 use vp::node::{PeerSettings, Settings};
 
 /// The file's settings with those of vp-ctl, and with the peers that there may be now. Where file and vp-ctl speak of one
@@ -35,7 +34,7 @@ pub(super) fn effective(
         }
     }
     for request in &runtime.expose {
-        match config::exposure(request, Limits::default(), &settings) {
+        match config::exposure(request, &settings) {
             Ok(exposure) if settings.exposures.iter().any(|known| known.name == exposure.name) => {
                 clashes.push(format!("service {}: the file's entry stands, not that of vp-ctl expose", exposure.name));
             }

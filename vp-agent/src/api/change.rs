@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use std::sync::Arc;
-use vp::addr::{Limits, Name};
+use vp::addr::Name;
 use vp::node::ServicePattern;
 use vp_proto::api;
 
@@ -70,7 +70,7 @@ pub async fn expose(State(agent): State<Arc<Agent>>, request: Request<api::Expos
     let allows_nobody = request.allow.is_empty();
     let name = request.name.clone();
     let change = agent.change(what, move |runtime, config, settings| {
-        let wanted = exposure(&request, Limits::default(), settings)?;
+        let wanted = exposure(&request, settings)?;
         if let Some(place) = config.exposed_at(&wanted.name) {
             return Err(Refused::Request(format!("{} is exposed in {place}, expected a change there", wanted.name)));
         }

@@ -79,7 +79,7 @@ async fn steps_there(
         "denied".clone_into(verdict);
         *reason = Some(word);
     };
-    let FarAllowed { rule, limit, reply_route } = match agent.control.explain(peer, target, caller).await {
+    let FarAllowed { rule, limit, observed, reply_route } = match agent.control.explain(peer, target, caller).await {
         Ok(Ok(allowed)) => allowed,
         Ok(Err(word)) => return deny("policy there", word, steps),
         Err(error) => {
@@ -90,7 +90,11 @@ async fn steps_there(
     steps.push(step("policy there", "ok", format!("{site} allows {rule}")));
     match limit {
         Some(word) if !word.is_empty() => return deny("limits there", word, steps),
-        Some(_) => steps.push(step("limits there", "ok", format!("{site} has room for a new flow"))),
+        Some(_) => {
+            let observed =
+                if observed.is_empty() { String::new() } else { format!("; a limit there observes {observed}") };
+            steps.push(step("limits there", "ok", format!("{site} has room for a new flow{observed}")));
+        }
         None => steps.push(step("limits there", "skipped", format!("{site}'s agent is older and does not say"))),
     }
     match agent.control.probe(peer, target).await {
@@ -134,8 +138,12 @@ fn change_there(word: &str, ServiceName { service, site }: &ServiceName, port: P
             format!("here, give the host a name in `clients`; {there}: have that name in `allow` of {service}")
         }
         Reason::PortNotExposed => format!("{there}: add {port} to `ports` of {service}"),
-        Reason::FlowLimit => format!("{there}: raise `limits` of {service} or `flows_max`, or wait for flows to end"),
-        Reason::RateLimit => format!("{there}: raise `new_flows` in `limits` of {service}, or call less often"),
+        Reason::FlowLimit => format!(
+            "{there}: raise `limits` of {service} (or of this peer or its tenant) or `flows_max`, or wait for flows to end"
+        ),
+        Reason::RateLimit => format!(
+            "{there}: raise `new_flows` in `limits` of {service} (or of this peer or its tenant), or call less often"
+        ),
         Reason::PoolFull => format!("{there}: enlarge `pool`"),
         Reason::AuditFailed => format!("{there}: make room for the audit log there"),
         _ => format!("{there}: {}", reason.meaning().trim()),

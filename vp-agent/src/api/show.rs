@@ -55,6 +55,7 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
             joining: None,
             flows: node.flow_table(),
             drops,
+            limits: node.limits(),
             dns: None,
             health: Vec::new(),
         };

@@ -14,6 +14,7 @@ pub(super) struct Denials(BTreeMap<Kind, (AuditRecord, u64)>);
 /// Who was denied what, and why; source ports left out, as each try has its own.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Kind {
+    event: String,
     peer: Option<String>,
     service: Option<String>,
     reason: Option<String>,
@@ -55,6 +56,7 @@ impl Kind {
     fn of(record: &AuditRecord) -> Self {
         let ends = record.site_view.as_ref().or(record.wire_view.as_ref());
         Self {
+            event: record.event.clone(),
             peer: record.peer.clone(),
             service: record.service.clone(),
             reason: record.reason.clone(),

@@ -19,9 +19,9 @@ use std::fmt::Display;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use vp::addr::{Family, Holder, Leases, Limits, Name, Pool, overlap};
+use vp::addr::{Family, Holder, Leases, Name, Pool, overlap};
 use vp::catalogue::ExposedServices;
-use vp::node::{Client, Settings, Target};
+use vp::node::{Client, LimitSettings, Settings, Target};
 use vp_proto::api::{ExposeRequest, MapRequest};
 use x25519_dalek::{PublicKey, StaticSecret};
 
@@ -81,7 +81,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (own_file, own) = r.own_certificate(file.certificate.as_ref(), &state_dir, &site, own_key, &trust)?;
     let revocations = r.revocations(file.revocations.as_ref(), &trust)?;
     let peers = file.peers.as_deref().unwrap_or_default();
-    let Peers { settings: peers, endpoints, carriers, members } =
+    let Peers { settings: peers, endpoints, carriers, members, limits: peer_limits } =
         r.peers(peers, (&site, file.hub.is_some()), own_key, &trust, &pool)?;
     let any_trust = trust.authorities().next().is_some();
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
@@ -98,9 +98,12 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let issuer = r.issuer(file.issuer.as_ref(), &trust, hub.is_some())?;
     let hub_store = r.hub_store(file.hub.as_ref().and_then(|hub| hub.store.as_ref()))?;
     let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
+    let tenants = r.tenants(file.tenants.as_deref().unwrap_or_default(), &trust)?;
+    let uplink = r.optional("uplink", file.uplink.as_ref(), values::rate)?;
+    let limits = LimitSettings { peers: peer_limits, tenants, mappings: BTreeMap::new(), uplink };
     let second_cipher = file.aes.unwrap_or(true);
     let mut settings =
-        Settings { site, pool, inner_mtu, flows_max, second_cipher, peers, clients, exposures, mappings, hub };
+        Settings { site, pool, inner_mtu, flows_max, second_cipher, peers, clients, exposures, mappings, hub, limits };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings, any_trust)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;
@@ -368,6 +371,7 @@ impl Reader<'_> {
                 ports: strings(&entry.ports.value),
                 allow: entry.allow.as_ref().map(|allow| strings(&allow.value)).unwrap_or_default(),
                 source: entry.source.as_ref().map(|source| source.value.clone()),
+                limits: Vec::new(),
                 health: entry.health.as_ref().map(|health| health.value.clone()),
             };
             let exposure = requests::exposure_alone(&request, limits, settings).and_then(|exposure| {
@@ -410,18 +414,6 @@ impl Reader<'_> {
         Err(self.fail(at, format!("target: service {service}: {error}, expected smaller prefixes or fewer")))
     }
 
-    fn limits(&self, limits: Option<&file::Limits>) -> Result<Limits> {
-        let Some(limits) = limits else { return Ok(Limits::default()) };
-        if let Some(flows) = limits.flows.as_ref().filter(|flows| flows.value == 0) {
-            return Err(self.fail(flows.referenced, "flows: 0, expected 1 or more"));
-        }
-        Ok(Limits {
-            bits_per_second: self.optional("rate", limits.rate.as_ref(), values::rate)?,
-            flows: limits.flows.as_ref().map(|flows| flows.value),
-            new_flows_per_second: self.optional("new_flows", limits.new_flows.as_ref(), values::per_second)?,
-        })
-    }
-
     fn mappings(&mut self, entries: &[Spanned<file::Map>], settings: &mut Settings, state_dir: &Path) -> Result<()> {
         let mut services = Places::default();
         let any_fixed = entries.iter().any(|entry| entry.value.address.is_some());
@@ -456,6 +448,10 @@ impl Reader<'_> {
                 self.warn(entry.service.referenced, warning);
             }
             self.lines.insert(format!("map {service}"), entry.service.referenced.line());
+            let limits = self.limits(entry.limits.as_ref())?;
+            if !limits.is_none() {
+                settings.limits.mappings.insert(service.clone(), limits);
+            }
             settings.mappings.push(mapping);
         }
         Ok(())

@@ -22,12 +22,14 @@ pub struct File {
     pub socket: Option<Text>,
     pub pool: Spanned<Vec<Text>>,
     pub reach: Option<Spanned<Reach>>,
+    pub uplink: Option<Text>,
     pub hub: Option<Hub>,
     pub issuer: Option<Spanned<Issuer>>,
     pub trust: Option<Vec<Spanned<Trust>>>,
     pub certificate: Option<Text>,
     pub revocations: Option<Text>,
     pub peers: Option<Vec<Spanned<Peer>>>,
+    pub tenants: Option<Vec<Spanned<Tenant>>>,
     pub clients: Option<Vec<Spanned<Client>>>,
     pub expose: Option<Vec<Spanned<Expose>>>,
     pub map: Option<Vec<Spanned<Map>>>,
@@ -66,6 +68,14 @@ pub struct Peer {
     pub hub: Option<bool>,
     pub tls: Option<Text>,
     pub proxy: Option<Text>,
+    pub limits: Option<Limits>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    pub tenant: Text,
+    pub limits: Limits,
 }
 
 /// Its presence alone makes the agent a hub.
@@ -115,8 +125,15 @@ pub struct Expose {
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     pub rate: Option<Text>,
+    pub rate_inbound: Option<Text>,
+    pub rate_outbound: Option<Text>,
+    pub packets: Option<Text>,
+    pub packets_inbound: Option<Text>,
+    pub packets_outbound: Option<Text>,
     pub flows: Option<Spanned<u32>>,
     pub new_flows: Option<Text>,
+    pub per_caller: Option<Spanned<Box<Limits>>>,
+    pub mode: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,6 +143,7 @@ pub struct Map {
     pub address: Option<Text>,
     pub ports: Option<Spanned<Vec<Text>>>,
     pub callers: Option<Spanned<Vec<Text>>>,
+    pub limits: Option<Limits>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -8,6 +8,9 @@ mod file;
 mod hub;
 mod issuer;
 pub mod keys;
+mod limits;
+#[cfg(test)]
+mod limits_tests;
 mod peers;
 mod requests;
 #[cfg(test)]

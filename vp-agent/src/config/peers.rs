@@ -7,8 +7,9 @@ use super::{hub, keys, values};
 use crate::carrier::CarrierSettings;
 use crate::identity::PeerName;
 use serde_saphyr::{Location, Spanned};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use vp::addr::{Identity, Name, Pool};
+use vp::addr::{Identity, Limits, Name, Pool};
 use vp::identity::{Certificate, List, Refusal, Revocations, Trust};
 use vp::node::{Guest, PeerSettings};
 
@@ -24,6 +25,7 @@ pub(super) struct Peers {
     /// Of hubs that are reached over TLS too.
     pub carriers: Vec<(Name, CarrierSettings)>,
     pub members: Vec<Member>,
+    pub limits: BTreeMap<Name, Limits>,
 }
 
 /// Who a peer is, and where the file says so.
@@ -89,6 +91,10 @@ impl Reader<'_> {
                 if guest.is_none() {
                     peers.endpoints.push((name.clone(), text.value.clone()));
                 }
+            }
+            let limits = self.limits(peer.limits.as_ref())?;
+            if !limits.is_none() {
+                peers.limits.insert(name.clone(), limits);
             }
             let is_hub = self.is_hub(peer, &name)?;
             if is_hub && guest.is_some() {

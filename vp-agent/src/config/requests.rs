@@ -2,7 +2,7 @@
 
 use super::error::FieldError;
 use super::peers::PEERS_MAX;
-use super::values;
+use super::{limits, values};
 use crate::control::offer;
 use crate::health::Check;
 use ipnet::IpNet;
@@ -27,7 +27,8 @@ pub(super) const OFFER_TOO_LARGE: &str = "with what else is offered to other sit
     holds, expected fewer ports or clients (tcp/5000-5010 counts as one)";
 
 /// What `expose` says, against the rest of the settings.
-pub fn exposure(request: &ExposeRequest, limits: Limits, settings: &Settings) -> Result<Exposure, FieldError> {
+pub fn exposure(request: &ExposeRequest, settings: &Settings) -> Result<Exposure, FieldError> {
+    let limits = limits::of_request(&request.limits)?;
     let exposure = exposure_alone(request, limits, settings)?;
     let others = settings.exposures.iter().filter(|known| known.name != exposure.name);
     if offer::bytes_max(others.chain([&exposure]), &settings.clients) > offer::MESSAGE_BYTES_MAX {

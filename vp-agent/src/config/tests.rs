@@ -108,8 +108,8 @@ dns: {{zone: names.vp., listen: [10.0.0.1, \"[fd00::1]:5353\"], forward: [10.0.0
     assert_eq!(endpoint.collect::<Vec<_>>(), [("cloud", "cloud.example.com:51820")]);
     assert_eq!((settings.peers[0].endpoint, settings.peers[0].keepalive_seconds), (None, Some(25)));
     let metrics = &settings.exposures[0];
-    assert_eq!(metrics.limits.bits_per_second, Some(10_000_000));
-    assert_eq!((metrics.limits.flows, metrics.limits.new_flows_per_second), (Some(1000), Some(50)));
+    assert_eq!(metrics.limits.all.inbound.bits_per_second, Some(10_000_000));
+    assert_eq!((metrics.limits.all.flows, metrics.limits.all.new_flows_per_second), (Some(1000), Some(50)));
     assert_eq!(metrics.source, vp::node::Source::Presence);
     assert_eq!(settings.exposures[1].target, vp::node::Target::Prefix("10.0.0.16/28".parse().expect("prefix")));
     assert_eq!(config.exposed_at(&settings.exposures[1].name), Some("agent.yaml:22".to_owned()));
@@ -167,8 +167,8 @@ fn workers_are_a_number_or_as_the_machine_has_use_for() {
 
 #[test]
 fn what_is_not_the_yaml_we_expect_is_refused() {
-    let keys = "site, key, listen, interface, workers, mtu, flows_max, aes, state_dir, socket, pool, reach, hub, trust, \
-                certificate, revocations, peers, clients, expose, map, audit, \
+    let keys = "site, key, listen, interface, workers, mtu, flows_max, aes, state_dir, socket, pool, reach, uplink, hub, trust, \
+                certificate, revocations, peers, tenants, clients, expose, map, audit, \
                 metrics or dns";
     let parse_bare = |text: &str| match Config::parse(Path::new("agent.yaml"), text, &machine()) {
         Ok(_) => panic!("no error for:\n{text}"),
@@ -569,7 +569,7 @@ fn what_does_not_fit_one_offer_is_refused_where_it_stands() {
         ports: (1..=256).map(|port| format!("tcp/{port}")).collect(),
         ..Default::default()
     };
-    let refused = (0..4096).find_map(|n| match exposure(&request(n), Default::default(), &settings) {
+    let refused = (0..4096).find_map(|n| match exposure(&request(n), &settings) {
         Ok(exposure) => {
             settings.exposures.push(exposure);
             None
@@ -580,7 +580,7 @@ fn what_does_not_fit_one_offer_is_refused_where_it_stands() {
     assert!((1300..1400).contains(&count), "{count}");
     assert!(error.starts_with("ports: with what else is offered to other sites"), "{error}");
     // Another time for one that is there changes nothing.
-    assert!(exposure(&request(count - 1), Default::default(), &settings).is_ok());
+    assert!(exposure(&request(count - 1), &settings).is_ok());
 }
 
 #[test]

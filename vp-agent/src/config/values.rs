@@ -149,6 +149,12 @@ pub fn per_second(text: &str) -> Parsed<u32> {
     number.parse().ok().filter(|rate| digits && *rate > 0).ok_or_else(error)
 }
 
+/// A number of things, at least one.
+pub fn count(text: &str) -> Parsed<u32> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| format!("{text}, expected 1 or more"))
+}
+
 pub fn workers(text: &str) -> Parsed<Workers> {
     if text == "auto" {
         return Ok(Workers::Auto);

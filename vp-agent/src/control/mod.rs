@@ -155,6 +155,8 @@ pub struct FarAllowed {
     pub rule: String,
     /// Why a new flow would be refused all the same: empty for none, absent where the agent does not say.
     pub limit: Option<String>,
+    /// What it would be refused for if the limits that only observe were enforced; empty for nothing.
+    pub observed: String,
     pub reply_route: ReplyRoute,
 }
 
@@ -253,8 +255,9 @@ impl<L: Link> Control<L> {
             return Ok(Err(printable(&response.reason)));
         }
         let reply_route = response.reply_route();
-        let ExplainResponse { rule, limit, .. } = response;
-        Ok(Ok(FarAllowed { rule: printable(&rule), limit: limit.map(|limit| printable(&limit)), reply_route }))
+        let ExplainResponse { rule, limit, observed, .. } = response;
+        let (rule, observed) = (printable(&rule), printable(&observed));
+        Ok(Ok(FarAllowed { rule, limit: limit.map(|limit| printable(&limit)), observed, reply_route }))
     }
 
     fn client(&self, peer: PeerId) -> Option<ControlClient<Channel>> {

@@ -269,12 +269,13 @@ impl<L: Link> Control for Service<L> {
             Ok(_) | Err(_) => return Err(Status::invalid_argument("caller: expected a wire index or 0")),
         };
         let verdict = match self.link.explain(self.peer, target, caller).await {
-            Ok(Allowed { rule, limit, source }) => ExplainResponse {
+            Ok(Allowed { rule, limit, observed, source }) => ExplainResponse {
                 allowed: true,
                 reason: String::new(),
                 rule,
                 limit: Some(limit.map_or_else(String::new, |reason| reason.word().to_owned())),
                 reply_route: reply_route(source).into(),
+                observed: observed.map_or_else(String::new, |reason| reason.word().to_owned()),
             },
             Err(reason) => ExplainResponse { reason: reason.word().to_owned(), ..ExplainResponse::default() },
         };

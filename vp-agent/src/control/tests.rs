@@ -112,7 +112,12 @@ impl Link for TestLink {
     }
 
     async fn explain(&self, _: PeerId, _: Target, caller: Option<u16>) -> Result<Allowed, Reason> {
-        let allowed = |rule| Allowed { rule, limit: Some(Reason::FlowLimit), source: vp::node::Source::Presence };
+        let allowed = |rule| Allowed {
+            rule,
+            limit: Some(Reason::FlowLimit),
+            observed: Some(Reason::RateLimit),
+            source: vp::node::Source::Presence,
+        };
         self.0.verdict.clone().map(|rule| allowed(format!("{rule} {caller:?}")))
     }
 
@@ -548,7 +553,7 @@ async fn an_explanation_is_the_far_gateways_own() {
     let target = Target { service: name("web"), protocol: Protocol::Icmp, port: 0 };
     assert_eq!(a.control.explain(PEER, &target, None).await, Ok(Err("unknown-caller".to_owned())));
     let (rule, limit) = ("site:factory Some(9)".to_owned(), Some("flow-limit".to_owned()));
-    let allowed = FarAllowed { rule, limit, reply_route: ReplyRoute::Presence };
+    let allowed = FarAllowed { rule, limit, observed: "rate-limit".to_owned(), reply_route: ReplyRoute::Presence };
     assert_eq!(b.control.explain(PEER, &target, Some(9)).await, Ok(Ok(allowed)));
     assert_eq!(b.control.explain(PeerId(8), &target, None).await, Err(AskError::Closed));
 }

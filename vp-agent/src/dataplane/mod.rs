@@ -3,7 +3,6 @@
 //! between two batches.
 
 mod backlog;
-mod codel;
 mod deliver;
 mod shared;
 #[cfg(test)]

@@ -139,7 +139,11 @@ impl Shared {
                 | Event::IntroductionsChanged(_)
                 | Event::PresencesChanged => 0,
                 Event::Control { .. } => KEPT_FROM_CONTROL,
-                Event::FlowOpened(_) | Event::FlowClosed { .. } | Event::Denied(_) => {
+                Event::FlowOpened(_)
+                | Event::FlowClosed { .. }
+                | Event::Denied(_)
+                | Event::Observed(_)
+                | Event::Limited(_) => {
                     core.tales.push(event);
                     core.tell_next.get_or_insert_with(|| Instant::now() + TALES_PAUSE);
                     if core.tales.len() >= TALES_MAX {
@@ -164,7 +168,11 @@ impl Shared {
     fn tell(&self, core: &mut Core) {
         core.tell_next = None;
         for event in core.tales.drain(..) {
-            let kept_free = if matches!(event, Event::Denied(_)) { KEPT_FROM_DENIALS } else { KEPT_FROM_TALES };
+            let kept_free = if matches!(event, Event::Denied(_) | Event::Observed(_)) {
+                KEPT_FROM_DENIALS
+            } else {
+                KEPT_FROM_TALES
+            };
             self.pass_on(event, kept_free);
         }
         core.node.set_events_crowded(self.events.capacity() <= KEPT_FROM_TALES + CROWDED);

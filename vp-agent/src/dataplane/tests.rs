@@ -9,7 +9,7 @@ use std::process::Command as Program;
 use std::sync::Mutex;
 use std::time::Duration;
 use vp::addr::{Family, Holder, Name, PeerId, Pool};
-use vp::node::Settings;
+use vp::node::{LimitSettings, Settings};
 use vp::packet::{Offload, Packet};
 use vp::tunnel::PEER_BYTE;
 use x25519_dalek::StaticSecret;
@@ -33,6 +33,7 @@ fn settings() -> Settings {
         exposures: Vec::new(),
         mappings: Vec::new(),
         hub: None,
+        limits: LimitSettings::default(),
     }
 }
 

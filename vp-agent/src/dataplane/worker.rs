@@ -2,7 +2,6 @@
 //! and nothing waits but for packets, time, the control thread, or another worker at the node or the same tunnel.
 
 use super::backlog::Backlog;
-use super::codel::Codel;
 use super::deliver::Deliverer;
 use super::shared::Shared;
 use super::{Command, Queue, count};
@@ -14,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use vp::node::{Node, Output, Sorted, Whose};
+use vp::policy::Codel;
 
 /// Packets from the TUN in one turn and in one flush: so many small ones are worth a call, and no more latency.
 const TURN_PACKETS_MAX: usize = 64;
@@ -23,6 +23,12 @@ const TURN_BYTES_MAX: usize = 128 << 10;
 const FLUSH_BYTES: usize = 24 << 10;
 /// A message of so many bytes is a stream's.
 const STREAM_BYTES: usize = 24 << 10;
+/// What waits in the UDP socket is kept short by CoDel: its buffer is large, so that no burst is lost, and a stream that finds
+/// this gateway slower than its sender would fill it. RFC 8289's 5 ms are for links of the internet; this queue is between two
+/// threads' turns.
+const CODEL_TARGET: Duration = Duration::from_micros(250);
+/// In processor time of the thread that empties it: while others have the processor, a queue grows that is no stream's doing.
+const CODEL_INTERVAL: Duration = Duration::from_millis(5);
 /// Messages of one receive call: few of those that the kernel joined, many of those that it did not, so that they can
 /// be joined here. Which of both it is shows in the last call's.
 const JOINED_MESSAGES: usize = 2;
@@ -85,7 +91,7 @@ impl Worker {
             receive_limit: JOINED_MESSAGES,
             sorted: Vec::with_capacity(Receiver::MESSAGES_MAX),
             passed: Vec::with_capacity(Receiver::MESSAGES_MAX),
-            codel: Codel::default(),
+            codel: Codel::new(CODEL_TARGET, CODEL_INTERVAL),
             clock: ThreadClock::own()?,
             deliverer: Deliverer::default(),
             backlog: Backlog::default(),

@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use std::time::Instant;
 use vp::addr::{Family, Identity, Name, PeerId, Pool, PortRange};
 use vp::catalogue::{NamedCaller, NamedHost, Offer, OfferedService};
-use vp::node::{CallerSelector, Client, Exposure, Mapping, Node, PeerSettings, Settings, Source, Target};
+use vp::node::{
+    CallerSelector, Client, Exposure, LimitSettings, Mapping, Node, PeerSettings, Settings, Source, Target,
+};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 fn name(text: &str) -> Name {
@@ -64,6 +66,7 @@ fn settings() -> Settings {
             exposure("local", Target::Backends(vec![address("127.0.0.1")])),
         ],
         hub: None,
+        limits: LimitSettings::default(),
         mappings: vec![
             mapping("web.cloud", &["tcp/80=tcp/8080", "udp/53"], Vec::new()),
             mapping("secret.cloud", &[], vec![CallerSelector::Client(name("plc"))]),

@@ -15,7 +15,8 @@ use vp_proto::api::{Done, ExposeRequest};
 #[command(after_help = "\
 Examples:
   vp-ctl expose web --target 10.0.0.5 --port tcp/8080 --allow site:factory
-  vp-ctl expose web --target 10.0.0.5,10.0.0.6 --port tcp/443,icmp --allow client:plc.factory --source presence")]
+  vp-ctl expose web --target 10.0.0.5,10.0.0.6 --port tcp/443,icmp --allow client:plc.factory --source presence
+  vp-ctl expose db --target 10.0.0.7 --port tcp/5432 --allow any --limit rate=10Mbit,flows=100 --limit per_caller.flows=5")]
 pub struct Expose {
     /// The service's name; other sites know it as NAME.SITE
     name: String,
@@ -31,6 +32,9 @@ pub struct Expose {
     /// Whom the server sees: the gateway (masquerade), or an address of the pool for each caller (presence)
     #[arg(long, short, value_enum, value_name = "SOURCE")]
     source: Option<Source>,
+    /// How much of it may be used: rate, packets, flows, new_flows or mode, see the README; per_caller.KEY for each caller
+    #[arg(long = "limit", short = 'l', value_name = "KEY=VALUE", value_delimiter = ',')]
+    limits: Vec<String>,
     /// How its targets are checked: tcp/PORT, or http/PORT/PATH
     #[arg(long, value_name = "CHECK")]
     health: Option<String>,
@@ -44,12 +48,12 @@ enum Source {
 
 impl Expose {
     pub fn run(self, client: &Client, screen: &Screen) -> Result<Outcome, Failure> {
-        let Self { name, target, ports, allow, source, health } = self;
+        let Self { name, target, ports, allow, source, limits, health } = self;
         let source = source.map(|source| match source {
             Source::Masquerade => "masquerade".to_owned(),
             Source::Presence => "presence".to_owned(),
         });
-        let request = ExposeRequest { name, target, ports, allow, source, health };
+        let request = ExposeRequest { name, target, ports, allow, source, limits, health };
         let answer = client.post("/v1/expose", &request)?;
         let ExposeRequest { name, target, ports, allow, .. } = request;
         let done: Done = screen.show(&answer, |_, page| {

@@ -34,6 +34,11 @@ impl Status {
             page.table(&callers(&status.callers), "none");
             page.heading("Services: exposed to other sites");
             page.table(&services(&status.services), "none: vp-ctl expose adds one");
+            let limits = limits(&status.limits);
+            if !limits.is_empty() {
+                page.heading("Limits: what they did; those that observe, what they would have done");
+                page.table(&limits, "none");
+            }
             page.heading("Health");
             page.findings(&status.health);
             if status.health.is_empty() {
@@ -156,6 +161,22 @@ fn services(services: &[api::Service]) -> Table {
             let detail = detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
             table.note(Some(format!("{address} is {state}{detail}")));
         }
+    }
+    table
+}
+
+fn limits(limits: &[api::LimitStatus]) -> Table {
+    let mut table = Table::new(&["LIMIT", "MODE", "FLOWS", "REFUSED", "TOO FAST", "DELAYED", "DROPPED"]);
+    for limit in limits {
+        table.row([
+            strong(&limit.limit),
+            text(&limit.mode),
+            number(limit.flows),
+            number(limit.flows_refused),
+            number(limit.new_flows_refused),
+            number(limit.packets_delayed),
+            number(limit.packets_dropped),
+        ]);
     }
     table
 }

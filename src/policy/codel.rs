@@ -1,21 +1,18 @@
-//! Controlled delay (RFC 8289) of what waits in the UDP socket: its buffer is large, so that no burst is lost, and a stream
-//! that finds this gateway slower than its sender would fill it. Then one datagram of the stream is dropped now and then,
-//! which is how TCP learns, and everybody else's packets do not wait behind it.
+//! Controlled delay (RFC 8289) of what waits in a queue: a burst passes, a queue that stands loses a packet now and then, which
+//! is how TCP learns, ever more often until it is short.
 
 use std::time::Duration;
 
-/// A queue that is never shorter than this stands; one that is, at times, is a burst. RFC 8289's 5 ms are for links of
-/// the internet; this queue is between two threads' turns.
-const TARGET: Duration = Duration::from_micros(250);
-/// So long a queue may stand before it is acted upon, in processor time of the thread that empties it: while others have
-/// the processor, a queue grows that is no stream's doing.
-const INTERVAL: Duration = Duration::from_millis(5);
 /// How soon dropping goes on where it left off (section 5.5: 16 intervals).
 const MEMORY: u32 = 16;
 
-/// Its times are the thread's processor time.
-#[derive(Default, Debug)]
-pub(super) struct Codel {
+/// Its times are of any clock, but always the same one.
+#[derive(Clone, Debug)]
+pub struct Codel {
+    /// A queue that is never shorter than this stands; one that is, at times, is a burst.
+    target: Duration,
+    /// So long a queue may stand before it is acted upon.
+    interval: Duration,
     /// When the queue will have stood too long, if it does not get shorter before.
     late: Option<Duration>,
     /// The next drop, while it stands too long.
@@ -26,15 +23,20 @@ pub(super) struct Codel {
 }
 
 impl Codel {
+    #[must_use]
+    pub fn new(target: Duration, interval: Duration) -> Self {
+        Self { target, interval, late: None, next: None, last: Duration::ZERO, count: 0, count_before: 0 }
+    }
+
     /// Whether something of what has waited so long is to be dropped; if it may not be, then of the next that may. The time
     /// costs a call, so it is asked for only then.
-    pub(super) fn drops(&mut self, waited: Duration, may_drop: bool, now: impl FnOnce() -> Duration) -> bool {
-        if waited < TARGET {
+    pub fn drops(&mut self, waited: Duration, may_drop: bool, now: impl FnOnce() -> Duration) -> bool {
+        if waited < self.target {
             self.emptied();
             return false;
         }
         let now = now();
-        let late = *self.late.get_or_insert(now + INTERVAL);
+        let late = *self.late.get_or_insert(now + self.interval);
         match self.next {
             Some(next) if now < next || !may_drop => false,
             Some(next) => {
@@ -44,7 +46,7 @@ impl Codel {
             None if now < late || !may_drop => false,
             None => {
                 let more = self.count.saturating_sub(self.count_before);
-                let is_recent = now.saturating_sub(self.last) < INTERVAL * MEMORY;
+                let is_recent = now.saturating_sub(self.last) < self.interval * MEMORY;
                 self.count = if is_recent && more > 1 { more } else { 1 };
                 self.count_before = self.count;
                 self.drop_after(now)
@@ -53,13 +55,13 @@ impl Codel {
     }
 
     /// Nothing waited for a moment: what comes next is another queue.
-    pub(super) fn emptied(&mut self) {
+    pub fn emptied(&mut self) {
         (self.late, self.next) = (None, None);
     }
 
     /// Drops come closer as the square root of their count, for TCP's rate falls as that of its loss.
     fn drop_after(&mut self, at: Duration) -> bool {
-        let next = at + INTERVAL.div_f64(f64::from(self.count).sqrt());
+        let next = at + self.interval.div_f64(f64::from(self.count).sqrt());
         (self.next, self.last) = (Some(next), next);
         true
     }
@@ -69,6 +71,8 @@ impl Codel {
 mod tests {
     use super::*;
 
+    const TARGET: Duration = Duration::from_micros(250);
+    const INTERVAL: Duration = Duration::from_millis(5);
     const MILLISECOND: Duration = Duration::from_millis(1);
 
     /// How many of as many milliseconds a drop falls into, with a queue of that delay.
@@ -84,7 +88,7 @@ mod tests {
     #[test]
     fn a_burst_passes_and_a_standing_queue_is_dropped_from_ever_more_often() {
         let mut now = Duration::from_secs(1);
-        let mut codel = Codel::default();
+        let mut codel = Codel::new(TARGET, INTERVAL);
         for _ in 0..100 {
             assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 4), 0);
             assert_eq!(drops(&mut codel, &mut now, TARGET / 2, 1), 0);
@@ -99,7 +103,7 @@ mod tests {
     #[test]
     fn a_drop_that_is_due_falls_on_the_next_that_may_be_dropped() {
         let mut now = Duration::from_secs(1);
-        let mut codel = Codel::default();
+        let mut codel = Codel::new(TARGET, INTERVAL);
         drops(&mut codel, &mut now, TARGET * 2, 4);
         now += INTERVAL;
         assert!((0..10).all(|_| !codel.drops(TARGET * 2, false, || now)));
@@ -109,7 +113,7 @@ mod tests {
     #[test]
     fn bursts_with_nothing_between_them_pass() {
         let mut now = Duration::from_secs(1);
-        let mut codel = Codel::default();
+        let mut codel = Codel::new(TARGET, INTERVAL);
         for _ in 0..100 {
             assert_eq!(drops(&mut codel, &mut now, TARGET * 20, 3), 0);
             codel.emptied();
@@ -120,7 +124,7 @@ mod tests {
     #[test]
     fn after_a_short_calm_dropping_goes_on_where_it_was() {
         let mut now = Duration::from_secs(1);
-        let mut codel = Codel::default();
+        let mut codel = Codel::new(TARGET, INTERVAL);
         drops(&mut codel, &mut now, TARGET * 2, 200);
         drops(&mut codel, &mut now, Duration::ZERO, 5);
         let soon = drops(&mut codel, &mut now, TARGET * 2, 30);
