@@ -23,8 +23,8 @@ use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
-    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, OffersRequest,
-    ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
+    Attendance, ClockRequest, ClockResponse, Credential, CredentialsRequest, ExplainRequest, ExplainResponse,
+    Introductions, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -183,6 +183,11 @@ impl<L: Link> Control for Service<L> {
             next: VecDeque::new(),
         };
         Ok(Response::new(Box::pin(stream::unfold(feed, credentials::Feed::next))))
+    }
+
+    async fn clock(&self, _: Request<ClockRequest>) -> Result<Response<ClockResponse>, Status> {
+        self.admit()?;
+        Ok(Response::new(ClockResponse { unix_millis: crate::clock::unix_millis() }))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
