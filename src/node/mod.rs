@@ -9,6 +9,7 @@ mod command;
 mod drop;
 mod event;
 mod explain;
+mod figures;
 mod flow_id;
 mod hub;
 mod inbound;
@@ -34,17 +35,18 @@ pub use flow_id::flow_id;
 pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
 pub use names::Meaning;
 pub use output::{Outbound, Output};
-pub use report::ends;
+pub use report::{Tables, ends};
 pub use settings::{PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
 use crate::catalogue::{Callers, Clients, ExposedServices, PeerOffer, Presences};
 use crate::flow::fragments::{Datagram, Fragments, Verdict};
-use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
+use crate::flow::{Direction, Door, Flow, FlowId, Stirred, Table, Traffic};
 use crate::hub::Hub;
 use crate::packet::{Kind, Packet};
 use crate::policy::Bucket;
 use crate::tunnel::Tunnels;
+use figures::Figures;
 use hub::{Introduced, RelayBuckets};
 use peers::{Peer, Peers};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -117,6 +119,7 @@ pub struct Node {
     events_lost: u64,
     flows_opened: u64,
     flows_closed: u64,
+    figures: Figures,
     told: Told,
     fragments: Fragments,
     hub: Hub,
@@ -234,14 +237,15 @@ impl Node {
 
     /// Counts what passed and tells what it changed. Refused when the service's rate does not allow it.
     fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> Result<(), Reason> {
-        use crate::flow::Stirred;
         if !self.rates.is_empty() && !self.is_within_rate(id, traffic, now) {
             return Err(Reason::RateLimit);
         }
         if !self.told.is_sure() && self.table.would_reopen(id, traffic) {
             return Err(Reason::AuditFailed);
         }
-        match self.table.record(id, direction, traffic, now) {
+        let stirred = self.table.record(id, direction, traffic, now);
+        self.count_of_service(id, direction, traffic, stirred, now);
+        match stirred {
             Stirred::Nothing | Stirred::Opened => {}
             Stirred::Ended => {
                 let end = match self.table.get(id).map(|flow| flow.state) {
@@ -259,6 +263,21 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    fn count_of_service(
+        &mut self,
+        id: FlowId,
+        direction: Direction,
+        traffic: &Traffic,
+        stirred: Stirred,
+        now: Instant,
+    ) {
+        let Some(flow) = self.table.get(id) else { return };
+        self.figures.carried(flow.owner.figures, direction, traffic.payload_bytes);
+        if stirred == Stirred::Opened && flow.initial_sequence.is_some() {
+            self.figures.connected(flow.owner.figures, self.table.age(flow, now));
+        }
     }
 
     fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {
@@ -309,6 +328,7 @@ impl Node {
         use crate::flow::State;
         let Some(flow) = self.table.remove(id) else { return };
         self.flows_closed += 1;
+        self.figures.closed(flow.owner.figures);
         if let Some(peer) = self.peers.get_mut(flow.peer) {
             peer.flows = peer.flows.saturating_sub(1);
         }

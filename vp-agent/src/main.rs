@@ -131,7 +131,7 @@ async fn serve(running: &Running) -> anyhow::Result<()> {
         let at = || format!("cannot serve metrics on {address}");
         let listener = tokio::net::TcpListener::bind(address).await.with_context(at)?;
         let routes = api::metrics_routes(running.agent.clone());
-        tokio::spawn(async move { axum::serve(listener, routes).await });
+        tokio::spawn(api::serve(listener, routes));
     }
     Ok(())
 }

@@ -4,11 +4,13 @@
 mod ask;
 mod change;
 mod explain;
+mod serve;
 mod show;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use serve::serve;
 pub use socket::{bind, give_to_group};
 
 use crate::agent::{Agent, Refused};
@@ -35,6 +37,7 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/status", get(show::status))
         .route("/v1/services", get(show::services))
         .route("/v1/flows", get(show::flows))
+        .route("/v1/figures", get(show::figures))
         .route("/v1/whois", get(show::whois))
         .route("/v1/map", post(change::map))
         .route("/v1/unmap", post(change::unmap))

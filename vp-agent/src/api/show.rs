@@ -4,11 +4,12 @@ use super::Problem;
 use crate::agent::Agent;
 use crate::audit::{self, Filter};
 use crate::clock::unix_seconds;
+use crate::metrics::Form;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -141,9 +142,14 @@ pub async fn doctor(State(agent): State<Arc<Agent>>) -> Json<Vec<api::Finding>> 
     Json(crate::doctor::examine(&agent).await)
 }
 
-pub async fn metrics(State(agent): State<Arc<Agent>>) -> Result<impl IntoResponse, Problem> {
-    let text = crate::metrics::render(&agent).await?;
-    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+pub async fn figures(State(agent): State<Arc<Agent>>) -> Answer<Vec<api::ServiceFigures>> {
+    Ok(Json(agent.handle.call(|node, _, _| node.service_figures()).await?))
+}
+
+pub async fn metrics(State(agent): State<Arc<Agent>>, headers: HeaderMap) -> Result<impl IntoResponse, Problem> {
+    let form = Form::wanted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+    let text = crate::metrics::render(&agent, form).await?;
+    Ok(([(header::CONTENT_TYPE, form.content_type())], text))
 }
 
 #[derive(Deserialize)]
