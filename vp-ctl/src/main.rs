@@ -8,6 +8,7 @@ mod files;
 mod gather;
 mod json;
 mod render;
+mod top;
 mod verbs;
 mod verify;
 

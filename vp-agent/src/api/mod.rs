@@ -4,12 +4,14 @@
 mod ask;
 mod change;
 mod explain;
+mod page;
 mod serve;
 mod show;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use page::page_routes;
 pub use serve::serve;
 pub use socket::{bind, give_to_group};
 
@@ -19,6 +21,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use std::sync::Arc;
@@ -50,6 +53,8 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/doctor", get(show::doctor))
         .route("/v1/audit", get(show::audit_lines))
         .route("/metrics", get(show::metrics))
+        .route("/", get(page::html))
+        .layer(middleware::from_fn(page::refuse_led_browsers))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such request; is vp-ctl newer than the agent?") })
         .method_not_allowed_fallback(|| async {

@@ -170,7 +170,21 @@ pub async fn audit_lines(
     State(agent): State<Arc<Agent>>,
     query: Result<Query<AuditQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
-    let Query(AuditQuery { lines, follow, service, peer, client, event, reason, flow, since }) = query?;
+    let Query(asked) = query?;
+    tell_audit(agent, asked).await
+}
+
+/// The last ones alone: who follows holds a connection.
+pub async fn audit_past(
+    State(agent): State<Arc<Agent>>,
+    query: Result<Query<AuditQuery>, QueryRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let Query(asked) = query?;
+    tell_audit(agent, AuditQuery { follow: None, ..asked }).await
+}
+
+async fn tell_audit(agent: Arc<Agent>, asked: AuditQuery) -> Result<impl IntoResponse, Problem> {
+    let AuditQuery { lines, follow, service, peer, client, event, reason, flow, since } = asked;
     let lines = lines.unwrap_or(AUDIT_LINES).min(AUDIT_LINES_MAX);
     let since = since.map(|text| audit::since(&text, SystemTime::now())).transpose().map_err(Problem::refused)?;
     let service = service.map(|name| with_site(name, &agent.site));

@@ -31,6 +31,7 @@ pub struct File {
     pub map: Option<Vec<Spanned<Map>>>,
     pub audit: Option<Spanned<Audit>>,
     pub metrics: Option<Text>,
+    pub page: Option<Page>,
     pub dns: Option<Dns>,
 }
 
@@ -114,6 +115,13 @@ pub struct Map {
     pub address: Option<Text>,
     pub ports: Option<Spanned<Vec<Text>>>,
     pub callers: Option<Spanned<Vec<Text>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    pub listen: Text,
+    pub token_file: Text,
 }
 
 #[derive(Debug, Deserialize)]

@@ -41,6 +41,11 @@ impl KeyFileError {
 }
 
 pub fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
+    values::key(&read_secret(path)?).map_err(|error| KeyFileError::Malformed(path.to_owned(), error))
+}
+
+/// What the file has, without the end of its line.
+pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     let file = open(path)?;
     let metadata = file.metadata().map_err(|error| KeyFileError::Unreadable(path.to_owned(), error))?;
     if !metadata.is_file() {
@@ -61,7 +66,9 @@ pub fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
         }
         Err(error) => return Err(KeyFileError::Unreadable(path.to_owned(), error)),
     }
-    values::key(text.trim_end()).map_err(|error| KeyFileError::Malformed(path.to_owned(), error))
+    let length = text.trim_end().len();
+    text.truncate(length);
+    Ok(text)
 }
 
 /// Without following a link at its end and without waiting for the writer of a pipe.

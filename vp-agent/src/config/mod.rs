@@ -7,6 +7,7 @@ mod error;
 mod file;
 mod hub;
 pub mod keys;
+pub mod page;
 mod peers;
 mod requests;
 #[cfg(test)]
@@ -16,6 +17,7 @@ pub mod values;
 pub use credentials::{Credentials, Member};
 pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
+pub use page::Page;
 pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
 
 use crate::audit::AuditSettings;
@@ -62,6 +64,7 @@ pub struct Config {
     pub reach: Reach,
     pub audit: AuditSettings,
     pub metrics: Option<SocketAddr>,
+    pub page: Option<Page>,
     /// Absent: no names are served.
     pub dns: Option<Dns>,
     /// What is not wrong but perhaps not meant, one line each.

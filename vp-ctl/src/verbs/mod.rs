@@ -18,6 +18,7 @@ mod reload;
 mod revocations;
 mod services;
 mod status;
+mod top;
 mod unexpose;
 mod unmap;
 mod whois;
@@ -42,6 +43,7 @@ pub enum Verb {
     Explain(explain::Explain),
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
+    Top(top::Top),
     Gather(gather::Gather),
     Key(key::Key),
     Authority(authority::Authority),
@@ -70,6 +72,7 @@ impl Verb {
             Self::Explain(verb) => verb.run(client, screen),
             Self::Audit(verb) => verb.run(client, screen),
             Self::Doctor(verb) => verb.run(client, screen),
+            Self::Top(verb) => verb.run(client, screen),
             Self::Gather(verb) => verb.run(client, screen),
             Self::Key(verb) => verb.run(screen),
             Self::Authority(verb) => verb.run(screen),
