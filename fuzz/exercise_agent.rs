@@ -102,6 +102,7 @@ fn settings() -> Settings {
         pool: Pool::new(pool.to_vec()).expect("pool"),
         inner_mtu: 1420,
         flows_max: 64,
+        second_cipher: true,
         peers: vec![peer],
         clients: Vec::new(),
         exposures: Vec::new(),

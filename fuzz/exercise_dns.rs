@@ -77,6 +77,7 @@ fn settings() -> Settings {
         pool: Pool::new(pool.to_vec()).expect("pool"),
         inner_mtu: 1420,
         flows_max: 64,
+        second_cipher: true,
         peers: vec![peer],
         clients: vec![Client { name: name("plc"), addresses: vec![[10, 0, 0, 2].into()] }],
         exposures: vec![Exposure {

@@ -267,6 +267,7 @@ impl FarEnd {
             carrier: None,
             keepalive_seconds: None,
             held: false,
+            second_cipher: false,
         };
         tunnels.add(peer, settings, now).expect("a peer");
         Self { peer, tunnels, transmits: Transmits::new(1 << 15), address: address.parse().expect("address") }
@@ -381,6 +382,7 @@ fn settings() -> Settings {
         pool: Pool::new(pool.to_vec()).expect("pool"),
         inner_mtu: INNER_MTU,
         flows_max: 64,
+        second_cipher: false,
         peers: PEERS.map(peer).to_vec(),
         clients: vec![Client { name: name("desk"), addresses: vec![address("10.0.0.2")] }],
         exposures: vec![

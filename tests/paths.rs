@@ -153,6 +153,7 @@ impl World {
                 carrier: None,
                 keepalive_seconds: None,
                 held: true,
+                second_cipher: true,
             };
             tunnels.add(PEER, settings, self.now).expect("settings");
             let relayed = Path { address: HUB, binding: Some(known[0].binding) };

@@ -8,6 +8,7 @@ pub mod authority;
 pub mod browser;
 pub mod capture;
 pub mod craft;
+mod download;
 pub mod hostile;
 mod hub;
 mod internet;
@@ -27,6 +28,7 @@ pub mod world;
 
 pub use agent::{Agent, Config, Key, Peer};
 pub use capture::{Capture, Captured};
+pub use download::Download;
 pub use hub::{HubSetup, HubWorld, TLS_PORT, path};
 pub use internet::{Internet, Uplink};
 pub use lab::{Lab, story};

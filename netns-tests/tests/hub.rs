@@ -9,12 +9,10 @@
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::authority::Authority;
-use netns_tests::server::Content;
 use netns_tests::{
-    Access, Capture, Families, Family, Filtering, HubSetup, HubWorld, Internet, Lab, Mapping, Plan, Process, TLS_PORT,
-    TcpServer, capture, for_each_plan, path, story, wait_until,
+    Access, Capture, Download, Families, Family, Filtering, HubSetup, HubWorld, Internet, Lab, Mapping, Plan, Process,
+    TLS_PORT, TcpServer, capture, for_each_plan, path, story, wait_until,
 };
-use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -25,8 +23,11 @@ const SYMMETRIC: Access = Access::SYMMETRIC_NAT;
 const PUBLIC: Access = Access::Direct;
 
 const PROXY_PORT: u16 = 3128;
-/// Datagrams that must have tried a direct way where there is none.
+/// Datagrams that must have tried a direct path where there is none.
 const TRIES: u64 = 5;
+/// How long an open download may stand still when a NAT forgets, and when UDP is blocked.
+const GAP: Duration = Duration::from_secs(3);
+const TLS_WITHIN: Duration = Duration::from_secs(5);
 /// More than the buffers of both hosts hold.
 const DOWNLOAD_BYTES: usize = 24 << 20;
 
@@ -111,28 +112,22 @@ fn a_download_goes_on_when_a_nat_forgets_everything_and_when_the_hub_is_gone() {
         let _web = serve(&world)?;
         world.wait_path("direct")?;
         let presence = world.factory.agent.presence("web.cloud")?;
-        let mut stream = world.factory.host.namespace.tcp((presence, 80))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        write!(stream, "GET /bytes/{DOWNLOAD_BYTES} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-        skip_head(&mut stream)?;
-        let mut got = vec![0; DOWNLOAD_BYTES];
-        let (first, rest) = got.split_at_mut(DOWNLOAD_BYTES / 4);
-        stream.read_exact(first)?;
+        let mut download = Download::start(&world.factory.host.namespace, presence, "web of cloud", DOWNLOAD_BYTES)?;
+        download.read(DOWNLOAD_BYTES / 4)?;
+        download.patience(GAP)?;
         for station in [&world.factory, &world.cloud] {
             station.site.access.as_ref().context("no NAT")?.forget()?;
         }
-        let (second, rest) = rest.split_at_mut(DOWNLOAD_BYTES / 4);
-        stream.read_exact(second)?;
+        download.read(DOWNLOAD_BYTES / 4)?;
         world.wait_path("direct")?;
         world.hub.kill()?;
-        stream.read_exact(rest)?;
-        ensure!(got == Content::new("web of cloud").take(DOWNLOAD_BYTES), "the download differs");
+        download.finish()?;
         world.hub.start_again(lab)?;
         world.wait_path("direct")
     });
 }
 
-/// The factory's own way to the hub, where UDP does not pass.
+/// The factory's own path to the hub, where UDP does not pass.
 #[derive(Clone, Copy)]
 enum Tls {
     Straight,
@@ -209,19 +204,14 @@ fn a_download_goes_on_over_tls_when_udp_is_blocked_and_back_when_it_opens() {
         world.wait_path("direct")?;
         let nat = world.factory.site.access.as_ref().context("no NAT")?;
         let presence = world.factory.agent.presence("web.cloud")?;
-        let mut stream = world.factory.host.namespace.tcp((presence, 80))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        write!(stream, "GET /bytes/{DOWNLOAD_BYTES} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-        skip_head(&mut stream)?;
-        let mut got = vec![0; DOWNLOAD_BYTES];
-        let (first, rest) = got.split_at_mut(DOWNLOAD_BYTES / 8);
-        stream.read_exact(first)?;
+        let mut download = Download::start(&world.factory.host.namespace, presence, "web of cloud", DOWNLOAD_BYTES)?;
+        download.read(DOWNLOAD_BYTES / 8)?;
+        download.patience(TLS_WITHIN)?;
         nat.block_udp()?;
-        stream.read_exact(&mut rest[..DOWNLOAD_BYTES / 4])?;
+        download.read(DOWNLOAD_BYTES / 4)?;
         wait_until("the factory to reach the cloud over TLS", || Ok(path(&world.factory.agent, "cloud")? == "tls"))?;
         nat.unblock_udp()?;
-        stream.read_exact(&mut rest[DOWNLOAD_BYTES / 4..])?;
-        ensure!(got == Content::new("web of cloud").take(DOWNLOAD_BYTES), "the download differs");
+        download.finish()?;
         wait_until("the factory to call for the cloud straight", || {
             world.factory.host.namespace.curl(presence, "/")?;
             Ok(path(&world.factory.agent, "cloud")? == "direct" && path(&world.factory.agent, "hub")? == "direct")
@@ -267,14 +257,4 @@ fn sites_that_know_only_a_hub_and_an_authority_find_each_other_until_one_is_revo
 
 fn serve(world: &HubWorld) -> Result<TcpServer> {
     TcpServer::http(&world.cloud.host.namespace, (world.cloud.address(Family::V4)?, 80), "web of cloud")
-}
-
-fn skip_head(stream: &mut impl Read) -> Result<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    Ok(())
 }

@@ -5,12 +5,9 @@
 //! ```
 
 use anyhow::{Context, Result, ensure};
-use netns_tests::server::Content;
 use netns_tests::world::expose;
-use netns_tests::{Lab, Plan, Setup, Station, TcpServer, World, for_each_plan};
+use netns_tests::{Download, Lab, Plan, Setup, Station, TcpServer, World, for_each_plan};
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::time::Duration;
 
 /// More than the buffers of both hosts hold, so that the download is open when an agent is killed.
 const DOWNLOAD_BYTES: usize = 32 << 20;
@@ -34,20 +31,12 @@ fn survive(lab: &Lab, plan: &Plan, source: &str) -> Result<()> {
     let plc = world.factories[0].host.namespace.clone();
     let presence = world.factories[0].agent.presence("web.cloud")?;
 
-    let mut stream = plc.tcp((presence, 80))?;
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    write!(stream, "GET /bytes/{DOWNLOAD_BYTES} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-    skip_head(&mut stream)?;
-    let expected = Content::new("web of cloud").take(DOWNLOAD_BYTES);
-    let mut got = vec![0; DOWNLOAD_BYTES];
-    let third = DOWNLOAD_BYTES / 3;
-
-    stream.read_exact(&mut got[..third])?;
+    let mut download = Download::start(&plc, presence, "web of cloud", DOWNLOAD_BYTES)?;
+    download.read(DOWNLOAD_BYTES / 3)?;
     kill_and_start(lab, &mut world.factories[0])?;
-    stream.read_exact(&mut got[third..2 * third])?;
+    download.read(DOWNLOAD_BYTES / 3)?;
     kill_and_start(lab, &mut world.cloud)?;
-    stream.read_exact(&mut got[2 * third..])?;
-    ensure!(got == expected, "the download differs");
+    download.finish()?;
 
     // And new calls are answered as before.
     ensure!(world.factories[0].agent.presence("web.cloud")? == presence);
@@ -76,14 +65,4 @@ fn addresses(status: &Value) -> Result<Vec<String>> {
     all.sort();
     ensure!(!all.is_empty(), "no addresses at all: {status}");
     Ok(all)
-}
-
-fn skip_head(stream: &mut impl Read) -> Result<()> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    Ok(())
 }

@@ -6,8 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::server::Content;
-use netns_tests::{Access, Lab, Plan, Setup, TcpServer, Weather, World, for_each_plan};
-use std::io::{Read, Write};
+use netns_tests::{Access, Download, Lab, Plan, Setup, TcpServer, Weather, World, for_each_plan};
 use std::time::Duration;
 
 const BYTES: usize = 3_000_000;
@@ -32,14 +31,8 @@ fn a_download_survives_a_nat_that_forgets(lab: &Lab, plan: &Plan) -> Result<()> 
     let _web = TcpServer::http(&world.cloud.host.namespace, web, "web of cloud")?;
     let factory = &world.factories[0];
     let presence = factory.agent.presence("web.cloud")?;
-    let mut stream = factory.host.namespace.tcp((presence, 80))?;
-    let bytes = 10 * BYTES;
-    write!(stream, "GET /bytes/{bytes} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-    let mut got = vec![0; bytes / 2];
-    stream.read_exact(&mut got)?;
+    let mut download = Download::start(&factory.host.namespace, presence, "web of cloud", 10 * BYTES)?;
+    download.read(5 * BYTES)?;
     factory.site.access.as_ref().context("a NAT")?.forget()?;
-    stream.read_to_end(&mut got)?;
-    let body = got.windows(4).position(|four| four == b"\r\n\r\n").context("a head")? + 4;
-    ensure!(got[body..] == Content::new("web of cloud").take(bytes), "the download differs");
-    Ok(())
+    download.finish()
 }

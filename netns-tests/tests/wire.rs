@@ -10,7 +10,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use etherparse::{NetSlice, TcpSlice, TransportSlice};
 use netns_tests::world::{expose, map};
-use netns_tests::{Capture, Captured, Lab, Plan, Process, Setup, TcpServer, World, capture, for_each_plan, wait_for};
+use netns_tests::{
+    Agent, Capture, Captured, Download, Families, Family, Lab, Plan, Process, Setup, TcpServer, World, capture,
+    for_each_plan, story, wait_for, wait_until,
+};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +21,8 @@ use std::process::Command;
 
 /// Sent in the clear inside the sites.
 const MARKER: &[u8] = b"a-marker-that-nobody-else-sends";
+/// More than the buffers of both hosts hold.
+const DOWNLOAD_BYTES: usize = 32 << 20;
 
 for_each_plan!(tls_pins_the_services_own_certificate);
 for_each_plan!(tcp_arrives_as_it_was_sent_and_nothing_of_it_is_on_the_wire);
@@ -129,6 +134,43 @@ fn tcp_arrives_as_it_was_sent_and_nothing_of_it_is_on_the_wire(lab: &Lab, plan: 
         ensure!(segment == there, "{key:?}: {segment:?} became {there:?}");
     }
     Ok(())
+}
+
+#[test]
+fn agents_seal_with_aes_where_both_may_and_with_wireguards_own_cipher_where_one_may_not() {
+    story(|lab| {
+        let cloud = expose("web", "{web}", "tcp/80", "any", "masquerade");
+        let mut world = World::new(lab, &Setup { cloud, ..Setup::new(&Plan::named("same", Families::V4)?) })?;
+        let _web =
+            TcpServer::http(&world.cloud.host.namespace, (world.cloud.address(Family::V4)?, 80), "web of cloud")?;
+        let has_instructions = fs::read_to_string("/proc/cpuinfo")?.contains(" aes ");
+        let expected = if has_instructions { "aes-256-gcm" } else { "chacha20-poly1305" };
+        let both = [&world.cloud.agent, &world.factories[0].agent];
+        wait_until("the cipher of both", || Ok(ciphers(both)? == [expected; 2]))?;
+        let presence = world.factories[0].agent.presence("web.cloud")?;
+        let mut download =
+            Download::start(&world.factories[0].host.namespace, presence, "web of cloud", DOWNLOAD_BYTES)?;
+        download.read(DOWNLOAD_BYTES / 3)?;
+
+        // What the other seals goes on to be opened; a new session has one cipher.
+        world.cloud.agent.config.rest += "aes: false\n";
+        world.cloud.agent.write_config()?;
+        world.cloud.agent.ctl("reload")?;
+        download.read(DOWNLOAD_BYTES / 3)?;
+        ensure!(ciphers([&world.cloud.agent, &world.factories[0].agent])? == ["chacha20-poly1305", expected]);
+        world.factories[0].agent.kill()?;
+        world.factories[0].agent.start_again(lab)?;
+        download.finish()?;
+        ensure!(ciphers([&world.cloud.agent, &world.factories[0].agent])? == ["chacha20-poly1305"; 2]);
+        Ok(())
+    });
+}
+
+/// With which each of the two seals for its first peer.
+fn ciphers(agents: [&Agent; 2]) -> Result<[String; 2]> {
+    let cipher = |agent: &Agent| Ok(agent.status()?["peers"][0]["cipher"].as_str().unwrap_or("none").to_owned());
+    let [one, other]: [Result<String>; 2] = agents.map(cipher);
+    Ok([one?, other?])
 }
 
 /// Ports, sequence number, payload length and flags, as both ends see them.

@@ -11,11 +11,11 @@
 use anyhow::{Context, Result, ensure};
 use netns_tests::server::{Content, sum_of};
 use netns_tests::world::map;
-use netns_tests::{Agent, Families, Lab, Namespace, Plan, Setup, Station, TcpServer, World, story, wait_for};
+use netns_tests::{Agent, Download, Families, Lab, Namespace, Plan, Setup, Station, TcpServer, World, story, wait_for};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +25,6 @@ use std::time::Duration;
 const BYTES: usize = 16 << 20;
 /// So many that it would take a coin to show the same side more than twenty times, were all of them on one queue.
 const STREAMS: usize = 12;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn world(lab: &Lab, plan: &Plan) -> Result<World> {
     let cloud = "workers: 2\nexpose:\n  - name: web\n    target: {web}\n    ports: [tcp/80, tcp/9, udp/9]\n    allow: [any]\n    \
@@ -139,35 +138,19 @@ fn downloads_of_two_sites_survive_kill_9() {
         let mut world = world(lab, &plan()?)?;
         let web = world.cloud.address(plan()?.family())?;
         let _web = TcpServer::http(&world.cloud.host.namespace, (web, 80), "web of cloud")?;
-        let expected = Content::new("web of cloud").take(DOWNLOAD_BYTES);
-        let mut streams = Vec::new();
-        for (plc, presence) in callers(&world)? {
-            let mut stream = plc.tcp((presence, 80))?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(stream, "GET /bytes/{DOWNLOAD_BYTES} HTTP/1.1\r\nHost: lab\r\n\r\n")?;
-            let mut byte = [0];
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                stream.read_exact(&mut byte)?;
-                head.push(byte[0]);
-            }
-            streams.push((stream, vec![0; DOWNLOAD_BYTES]));
-        }
-        let third = DOWNLOAD_BYTES / 3;
-        let read = |streams: &mut [(TcpStream, Vec<u8>)], part: std::ops::Range<usize>| {
-            streams.iter_mut().try_for_each(|(stream, got)| stream.read_exact(&mut got[part.clone()]))
-        };
-        read(&mut streams, 0..third)?;
+        let start =
+            |(plc, presence): (Namespace, IpAddr)| Download::start(&plc, presence, "web of cloud", DOWNLOAD_BYTES);
+        let mut downloads = callers(&world)?.into_iter().map(start).collect::<Result<Vec<_>>>()?;
+        let third = |downloads: &mut [Download]| downloads.iter_mut().try_for_each(|one| one.read(DOWNLOAD_BYTES / 3));
+        third(&mut downloads)?;
         world.cloud.agent.kill()?;
         world.cloud.agent.start_again(lab)?;
-        read(&mut streams, third..2 * third)?;
+        third(&mut downloads)?;
         for factory in &mut world.factories {
             factory.agent.kill()?;
             factory.agent.start_again(lab)?;
         }
-        read(&mut streams, 2 * third..DOWNLOAD_BYTES)?;
-        ensure!(streams.iter().all(|(_, got)| *got == expected), "a download differs");
-        Ok(())
+        downloads.into_iter().try_for_each(Download::finish)
     });
 }
 

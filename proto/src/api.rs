@@ -16,6 +16,8 @@
 //! | POST /v1/explain     | [`ExplainRequest`] | [`Explanation`]        |
 //! | GET /v1/doctor       |                    | `Vec<`[`Finding`]`>`   |
 //! | GET /v1/audit        | `?lines=N&follow=B`, and what must be so: `service`, `peer`, `client`, `event`, `reason`, `flow`, `since` | JSON lines of [`AuditRecord`] |
+//! | POST /v1/add-peer    | [`AddPeerRequest`] | [`AddPeerResponse`]    |
+//! | POST /v1/remove-peer | [`RemovePeerRequest`] | [`Done`]            |
 //! | POST /v1/reload      |                    | [`Done`]               |
 //! | POST /v1/revocations | [`RevocationsRequest`] | [`RevocationsResponse`] |
 //! | GET /metrics         |                    | Prometheus text        |
@@ -86,6 +88,9 @@ pub struct PeerStatus {
     #[serde(default)]
     pub paths: Vec<PathStatus>,
     pub handshake_age_seconds: Option<u64>,
+    /// With which data leaves while there is a session: chacha20-poly1305, or aes-256-gcm.
+    #[serde(default)]
+    pub cipher: Option<String>,
     pub rtt_ms: Option<f64>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -319,6 +324,45 @@ pub struct ExposeRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnexposeRequest {
     pub name: String,
+}
+
+/// A stock WireGuard peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddPeerRequest {
+    pub site: String,
+    /// As `wg pubkey` prints it.
+    pub public_key: String,
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Where it calls this gateway, `HOST:PORT`; absent: the agent says what it takes for that.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+}
+
+/// What the peer has to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddPeerResponse {
+    /// This gateway's.
+    pub public_key: String,
+    pub endpoint: String,
+    pub mtu: u16,
+    /// Those that it may use.
+    pub services: Vec<PeerService>,
+    pub warnings: Vec<String>,
+}
+
+/// A service as a stock peer calls it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerService {
+    pub name: String,
+    /// Inside the tunnel.
+    pub addresses: Vec<String>,
+    pub ports: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovePeerRequest {
+    pub site: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

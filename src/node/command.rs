@@ -1,7 +1,7 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
 use super::figures::Figures;
-use super::hub::{Introduced, RelayBuckets, Relayed};
+use super::hub::{IntroducedSites, RelayBuckets, Relayed};
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
 use super::{Settings, SettingsError, Sweep};
 use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
@@ -61,7 +61,7 @@ impl Node {
             told: super::Told::default(),
             fragments: crate::flow::fragments::Fragments::default(),
             hub: Hub::new(seed),
-            introduced: Introduced::default(),
+            introduced: IntroducedSites::default(),
             relay_buckets: RelayBuckets::default(),
             relayed: Relayed::default(),
             idle: Vec::new(),
@@ -94,7 +94,7 @@ impl Node {
         if previous.hub != self.settings.hub {
             self.relay_buckets = RelayBuckets::default();
         }
-        self.apply_peers(now);
+        self.apply_peers(previous.second_cipher, now);
         self.apply_introductions(now);
         // Offers may have gone with their peers.
         self.apply_mappings(now);
@@ -140,7 +140,8 @@ impl Node {
         self.rates = rates.collect();
     }
 
-    fn apply_peers(&mut self, now: Instant) {
+    fn apply_peers(&mut self, known_second_cipher: bool, now: Instant) {
+        let second_cipher = self.settings.second_cipher;
         let wanted = std::mem::take(&mut self.settings.peers);
         let keys: BTreeSet<&[u8; 32]> = wanted.iter().map(|peer| &peer.public_key).collect();
         let gone = self.peers.iter().filter(|(_, peer)| !keys.contains(&peer.settings.public_key));
@@ -151,7 +152,7 @@ impl Node {
         for settings in &wanted {
             let peer = self.peers.by_key(&settings.public_key).unwrap_or_else(|| self.peers.next());
             let known = self.peer(peer);
-            if known.is_some_and(|known| known.settings == *settings) {
+            if known.is_some_and(|known| known.settings == *settings) && second_cipher == known_second_cipher {
                 continue;
             }
             let (flows, site) = known.map_or((0, None), |known| (known.flows, Some(&known.settings.identity.site)));
@@ -164,6 +165,7 @@ impl Node {
                 keepalive_seconds: settings.keepalive_seconds,
                 // Its control channel brings its offer, and mappings wait for that.
                 held: !settings.stock,
+                second_cipher: second_cipher && !settings.stock,
             };
             // Its key was checked before anything was changed.
             let Ok(()) = self.tunnels.add(peer, tunnel, now) else { continue };

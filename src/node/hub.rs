@@ -74,11 +74,11 @@ pub struct Relayed {
 
 /// Whom hubs told this site of, and which hub said what.
 #[derive(Default, Debug)]
-pub(super) struct Introduced {
+pub(super) struct IntroducedSites {
     by_key: BTreeMap<[u8; 32], BTreeMap<PeerId, Introduction>>,
 }
 
-impl Introduced {
+impl IntroducedSites {
     fn put(&mut self, hub: PeerId, site: Introduction) {
         self.by_key.entry(site.public_key).or_default().insert(hub, site);
     }

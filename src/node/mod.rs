@@ -47,7 +47,7 @@ use crate::packet::{Kind, Packet};
 use crate::policy::Bucket;
 use crate::tunnel::Tunnels;
 use figures::Figures;
-use hub::{Introduced, RelayBuckets};
+use hub::{IntroducedSites, RelayBuckets};
 use peers::{Peer, Peers};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -123,7 +123,7 @@ pub struct Node {
     told: Told,
     fragments: Fragments,
     hub: Hub,
-    introduced: Introduced,
+    introduced: IntroducedSites,
     relay_buckets: RelayBuckets,
     relayed: Relayed,
     idle: Vec<FlowId>,

@@ -46,6 +46,7 @@ impl Node {
             paths: tunnel.paths.into_iter().map(path_status).collect(),
             endpoint: tunnel.path.map(|path| path.address.to_string()),
             handshake_age_seconds: tunnel.handshake_age.map(|age| age.as_secs()),
+            cipher: tunnel.handshake_age.map(|_| tunnel.cipher.name().to_owned()),
             rtt_ms: tunnel.rtt.map(|rtt| rtt.as_secs_f64() * 1000.0),
             rx_bytes: tunnel.rx_bytes,
             tx_bytes: tunnel.tx_bytes,

@@ -17,6 +17,8 @@ pub struct Settings {
     pub clients: Vec<Client>,
     pub exposures: Vec<Exposure>,
     pub mappings: Vec<Mapping>,
+    /// Whether data between agents may be sealed with AES-256-GCM, where that is faster.
+    pub second_cipher: bool,
     /// This gateway is a hub.
     pub hub: Option<RelayRates>,
 }

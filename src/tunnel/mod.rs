@@ -13,6 +13,8 @@
 //! since that takes data only the peer can make.
 
 mod admission;
+mod cipher;
+mod inner;
 mod paths;
 mod peer;
 mod probe;
@@ -22,6 +24,7 @@ mod shared;
 mod transmit;
 mod wheel;
 
+pub use cipher::Cipher;
 pub use paths::PathReport;
 pub use shared::{Locked, Tunnel};
 pub use transmit::{Batch, Transmits, same_binding, set_binding};
@@ -74,6 +77,8 @@ pub struct TunnelSettings {
     pub keepalive_seconds: Option<u16>,
     /// A session is wanted even when nothing waits to be sent.
     pub held: bool,
+    /// Whether AES-256-GCM may take WireGuard's own cipher's place, where it is faster: the peer has an agent, and nobody objects.
+    pub second_cipher: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +146,8 @@ pub struct TunnelReport {
     /// Of a peer that can be reached along several paths, each of them.
     pub paths: Vec<PathReport>,
     pub handshake_age: Option<Duration>,
+    /// With which data leaves now.
+    pub cipher: Cipher,
     /// Of the last handshake that this gateway asked for.
     pub rtt: Option<Duration>,
     /// Of authentic datagrams with all their headers but UDP's and IP's, as `wg show` counts.
@@ -404,7 +411,7 @@ impl Tunnels {
 
     /// Looks at the peers whose time has come. What is too much for one call is left, and wants another at once.
     pub fn handle_timeout(&mut self, transmits: &mut Transmits, now: Instant) {
-        let (mut looks, mut asked, mut fails) = (0, 0, false);
+        let (mut looks, mut asked, mut doubts) = (0, 0, false);
         while looks < LOOKS_MAX && asked < ASKED_MAX {
             let Some(number) = self.wheel.due(now) else { break };
             let id = PeerId(number);
@@ -412,13 +419,13 @@ impl Tunnels {
             asked += usize::from(slot.tunnel.peer().tick(transmits, now));
             tell(slot, &mut self.wheel, &mut self.events, now);
             let mut peer = slot.tunnel.peer();
-            fails |= peer.is_failing(now);
+            doubts |= peer.is_doubtful(now);
             peer.rests = true;
             let look = now + LOOK + TICK * (number % LOOK_SPREAD);
             self.wheel.set(number, peer.due(now).map_or(look, |due| due.min(look)), now);
             looks += 1;
         }
-        if fails {
+        if doubts {
             // If UDP no longer passes, it is better known before a hub is asked anyway.
             for peer in &self.carried {
                 let slot = get_mut(&mut self.peers, *peer);
@@ -515,6 +522,8 @@ fn of_wireguard(error: &WireGuardError) -> OpenError {
     }
 }
 
+#[cfg(test)]
+mod cipher_tests;
 #[cfg(test)]
 mod shared_tests;
 #[cfg(test)]

@@ -24,7 +24,7 @@ const IDLE_EVERY: Duration = Duration::from_secs(20);
 const RETRY_EVERY: Duration = Duration::from_secs(15);
 /// A question that is not answered in this time, or in four round trips, has failed.
 const PATIENCE: Duration = Duration::from_millis(1200);
-/// After this there is reason to make another path ready.
+/// After this, or two round trips, there is reason to make another path ready.
 const DOUBT: Duration = Duration::from_millis(500);
 /// What answered so long ago may be gone: no NAT that is asked every 20 s forgets, others do.
 const FRESH: Duration = Duration::from_secs(25);
@@ -103,6 +103,11 @@ impl Candidate {
     fn fails_at(&self) -> Option<Instant> {
         let patience = self.round_trip.map_or(PATIENCE, |round_trip| PATIENCE.max(round_trip * 4));
         self.silent.map(|since| since + patience)
+    }
+
+    fn doubted_at(&self) -> Option<Instant> {
+        let doubt = self.round_trip.map_or(DOUBT, |round_trip| DOUBT.max(round_trip * 2));
+        self.silent.map(|since| since + doubt)
     }
 
     fn has_failed(&self, now: Instant) -> bool {
@@ -240,12 +245,13 @@ impl Paths {
         }
     }
 
-    /// When [`Self::ask`] has something to do, or the path in use may have failed.
+    /// When [`Self::ask`] has something to do, or the path in use is doubted or has failed.
     pub fn due(&self, current: Option<Path>, now: Instant) -> Option<Instant> {
         let used = self.candidate(current);
-        let fails = used.and_then(Candidate::fails_at).filter(|at| *at > now);
+        let turns = used.map(|candidate| [candidate.doubted_at(), candidate.fails_at()]).unwrap_or_default();
+        let turns = turns.into_iter().flatten().filter(|at| *at > now).min();
         let owed = self.candidates.iter().any(|candidate| candidate.owed).then_some(now);
-        [self.next_round(current, now), self.next_of_used(current, now), fails, owed].into_iter().flatten().min()
+        [self.next_round(current, now), self.next_of_used(current, now), turns, owed].into_iter().flatten().min()
     }
 
     /// Questions that are due, each with the path that it is to go. `id` makes their numbers.
@@ -273,13 +279,13 @@ impl Paths {
     }
 
     /// Whether the path in use has failed.
-    pub fn is_failing(&self, current: Option<Path>, now: Instant) -> bool {
+    fn is_failing(&self, current: Option<Path>, now: Instant) -> bool {
         self.candidate(current).is_some_and(|candidate| candidate.has_failed(now))
     }
 
     /// Whether the path in use may have failed: an answer is missing for longer than most take.
     pub fn is_doubtful(&self, current: Option<Path>, now: Instant) -> bool {
-        self.candidate(current).and_then(|candidate| candidate.silent).is_some_and(|since| now >= since + DOUBT)
+        self.candidate(current).and_then(Candidate::doubted_at).is_some_and(|at| now >= at)
     }
 
     pub fn round_trip(&self, path: Option<Path>) -> Option<Duration> {

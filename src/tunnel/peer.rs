@@ -5,6 +5,7 @@
 //! does not answer. It must still be asked, because only then does it end its sessions and look at its clock: before
 //! anything is sealed or opened, and whenever the peer is looked at.
 
+use super::cipher::{COUNTER_BIT, Cipher, Ciphers, GRANT_BYTES, Grant, is_fast};
 use super::paths::Paths;
 use super::probe::{Kind, PROBE_BYTES, Probe};
 use super::queue::Queue;
@@ -81,6 +82,8 @@ pub(super) struct Peer {
     endpoint: Option<SocketAddr>,
     tunn: Tunn,
     sessions: Sessions,
+    /// Of a peer that has an agent, once there was data.
+    ciphers: Option<Box<Ciphers>>,
     asking: Asking,
     /// When a peer that is held is to be asked again, and how long it was left alone for that.
     held_from: Option<Instant>,
@@ -131,6 +134,7 @@ impl Peer {
             settings,
             tunn,
             sessions: Sessions::default(),
+            ciphers: None,
             asking: Asking::No,
             held_from: None,
             held_rest: Duration::ZERO,
@@ -200,11 +204,6 @@ impl Peer {
         }
     }
 
-    /// Whether the path in use has failed.
-    pub fn is_failing(&self, now: Instant) -> bool {
-        self.paths.as_ref().is_some_and(|paths| paths.is_failing(self.path, now))
-    }
-
     pub fn is_doubtful(&self, now: Instant) -> bool {
         self.paths.as_ref().is_some_and(|paths| paths.is_doubtful(self.path, now))
     }
@@ -223,6 +222,7 @@ impl Peer {
             path: self.path,
             paths: self.paths.as_ref().map(|paths| paths.report(now)).unwrap_or_default(),
             handshake_age: self.sessions.current_age(now),
+            cipher: self.cipher(now),
             rtt: self.paths.as_ref().and_then(|paths| paths.round_trip(self.path)).or(self.rtt),
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
@@ -231,6 +231,15 @@ impl Peer {
             expected_packets: self.sessions.expected(),
             arrived_packets: self.sessions.arrived(),
             waiting_packets: self.queue.len(),
+        }
+    }
+
+    fn cipher(&self, now: Instant) -> Cipher {
+        let session = self.sessions.current_index(now);
+        let ciphers = self.ciphers.as_ref().filter(|_| self.settings.second_cipher);
+        match ciphers.is_some_and(|ciphers| ciphers.has_sealer(session)) {
+            true => Cipher::Aes256Gcm,
+            false => Cipher::ChaCha20Poly1305,
         }
     }
 
@@ -342,7 +351,52 @@ impl Peer {
             }
             Message::Initiation | Message::Response { .. } | Message::Cookie | Message::Data { .. } => {}
         }
-        let opened = match self.tunn.decapsulate(None, datagram, buffer) {
+        let second = match message {
+            Message::Data { index, counter } if counter & COUNTER_BIT != 0 => Some((index, counter & !COUNTER_BIT)),
+            _ => None,
+        };
+        let opened = match second {
+            Some((index, counter)) => self.open_second(index, counter, datagram, buffer, transmits, now),
+            None => self.open_first(message, from, datagram, buffer, transmits, now),
+        };
+        // What no key of ours made says nothing of the peer.
+        if let Err(error) = opened
+            && error != OpenError::Malformed
+        {
+            return Err(error);
+        }
+        let said = opened.ok().flatten().and_then(|bytes| Said::read(&buffer[..bytes]));
+        let is_data = opened != Ok(None) && said.is_none();
+        self.take(message, from, datagram.len(), is_data, now);
+        self.send_queued(transmits, now);
+        match (said, message) {
+            (None, Message::Data { index, .. }) if is_data && second.is_none() => {
+                self.grant(index, transmits, now);
+                opened
+            }
+            (None, _) => opened,
+            (Some(Said::Probe(probe)), _) => {
+                self.take_probe(probe, from, transmits, now);
+                Ok(None)
+            }
+            (Some(Said::Grant(grant)), message) => {
+                self.take_grant(message, &grant, now);
+                Ok(None)
+            }
+        }
+    }
+
+    /// WireGuard's own: handshakes, and data in its cipher.
+    fn open_first(
+        &mut self,
+        message: Message,
+        from: Path,
+        datagram: &[u8],
+        buffer: &mut [u8],
+        transmits: &mut Transmits,
+        now: Instant,
+    ) -> Result<Option<usize>, OpenError> {
+        match self.tunn.decapsulate(None, datagram, buffer) {
             TunnResult::Done => Ok(None),
             TunnResult::WriteToNetwork(answer) => {
                 let bytes = answer.len();
@@ -360,18 +414,50 @@ impl Peer {
             TunnResult::Err(WireGuardError::InvalidPacket) if matches!(message, Message::Data { .. }) => {
                 Err(OpenError::Malformed)
             }
-            TunnResult::Err(error) => return Err(of_wireguard(&error)),
-        };
-        let probe = match opened {
-            Ok(Some(PROBE_BYTES)) => Probe::read(&buffer[..PROBE_BYTES]),
-            Ok(_) | Err(_) => None,
-        };
-        let is_data = opened != Ok(None) && probe.is_none();
-        self.take(message, from, datagram.len(), is_data, now);
-        self.send_queued(transmits, now);
-        let Some(probe) = probe else { return opened };
-        self.take_probe(probe, from, transmits, now);
-        Ok(None)
+            TunnResult::Err(error) => Err(of_wireguard(&error)),
+        }
+    }
+
+    fn open_second(
+        &mut self,
+        index: u32,
+        counter: u64,
+        datagram: &[u8],
+        buffer: &mut [u8],
+        transmits: &mut Transmits,
+        now: Instant,
+    ) -> Result<Option<usize>, OpenError> {
+        let ciphers = self.ciphers.as_mut().ok_or(OpenError::Unauthentic)?;
+        let unsealed = ciphers.open(index, counter, datagram, buffer)?;
+        if unsealed.is_first && transmits.room() >= room_for(0) {
+            // The last that boringtun sees of this session: to it, either side's data has been acknowledged.
+            let path = self.path;
+            let sealed = self.seal_first(&[], transmits.space());
+            path.zip(sealed).into_iter().for_each(|(path, bytes)| self.commit(path, bytes, transmits, now));
+        }
+        match unsealed.bytes {
+            0 => Ok(None),
+            bytes => inner_bytes(&buffer[..bytes]).map(Some).ok_or(OpenError::Malformed),
+        }
+    }
+
+    /// Data came in WireGuard's own cipher: the peer may use the other.
+    fn grant(&mut self, index: u32, transmits: &mut Transmits, now: Instant) {
+        if !self.settings.second_cipher || self.sessions.current_index(now) != Some(index) || !is_fast() {
+            return;
+        }
+        let grant = self.ciphers.get_or_insert_default().grant(index, now);
+        if let (Some(grant), Some(path)) = (grant, self.path) {
+            // Without room it is told again.
+            let _ = self.send_along(path, grant.write().as_ref(), transmits, now);
+        }
+    }
+
+    fn take_grant(&mut self, message: Message, grant: &Grant, now: Instant) {
+        let Message::Data { index, .. } = message else { return };
+        if self.settings.second_cipher && self.sessions.current_index(now) == Some(index) && is_fast() {
+            self.ciphers.get_or_insert_default().take(index, grant);
+        }
     }
 
     /// boringtun accepted the message: what that says about the peer.
@@ -644,13 +730,24 @@ impl Peer {
         if transmits.room() < room_for(packet.len()) {
             return Err(SealError::Overload);
         }
-        let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(packet, transmits.space()) else {
-            return Err(SealError::NoPath);
+        let session = self.sessions.current_index(now);
+        let ciphers = self.ciphers.as_mut().filter(|_| self.settings.second_cipher);
+        let second = ciphers.and_then(|ciphers| ciphers.sealer(session));
+        let sealed = match second {
+            Some(sealer) => sealer.seal(packet, transmits.space()),
+            None => self.seal_first(packet, transmits.space()),
         };
-        let bytes = datagram.len();
-        self.commit(path, bytes, transmits, now);
+        self.commit(path, sealed.ok_or(SealError::NoPath)?, transmits, now);
         self.unacknowledged = None;
         Ok(())
+    }
+
+    /// In WireGuard's own cipher: the datagram's bytes.
+    fn seal_first(&mut self, packet: &[u8], into: &mut [u8]) -> Option<usize> {
+        match self.tunn.encapsulate(packet, into) {
+            TunnResult::WriteToNetwork(datagram) => Some(datagram.len()),
+            _ => None,
+        }
     }
 
     fn commit(&mut self, to: Path, bytes: usize, transmits: &mut Transmits, now: Instant) {
@@ -659,6 +756,34 @@ impl Peer {
         self.tx_packets += 1;
         self.last_sent = now;
     }
+}
+
+/// What the peer's tunnel says to this one inside the session.
+enum Said {
+    Probe(Probe),
+    Grant(Grant),
+}
+
+impl Said {
+    /// None for packets of others.
+    fn read(packet: &[u8]) -> Option<Self> {
+        match packet.len() {
+            PROBE_BYTES => Probe::read(packet).map(Self::Probe),
+            GRANT_BYTES => Grant::read(packet).map(Self::Grant),
+            _ => None,
+        }
+    }
+}
+
+/// The length of an inner packet by its own head, without what it was padded with. Whoever parses it checks all of it.
+fn inner_bytes(padded: &[u8]) -> Option<usize> {
+    let at = |byte: usize| Some(usize::from(u16::from_be_bytes([*padded.get(byte)?, *padded.get(byte + 1)?])));
+    let bytes = match padded.first()? >> 4 {
+        4 => at(2)?,
+        6 => at(4)? + 40,
+        _ => return None,
+    };
+    (1..=padded.len()).contains(&bytes).then_some(bytes)
 }
 
 /// What boringtun must be given to seal so much: it panics on less.

@@ -43,6 +43,11 @@ impl Sessions {
         self.current(now).is_some()
     }
 
+    /// This end's index of the session to seal with.
+    pub fn current_index(&self, now: Instant) -> Option<u32> {
+        self.current(now).map(|session| session.index)
+    }
+
     pub fn current_age(&self, now: Instant) -> Option<Duration> {
         self.current(now).map(|session| now - session.born)
     }
@@ -69,7 +74,8 @@ impl Sessions {
         };
         let latest = counter >= session.next_counter;
         let next = session.next_counter.max(counter.saturating_add(1));
-        self.expected += next - session.next_counter;
+        // A peer may number as it likes.
+        self.expected = self.expected.saturating_add(next - session.next_counter);
         self.arrived += 1;
         session.next_counter = next;
         latest && self.current == Some(index)

@@ -20,7 +20,7 @@ fn public(seed: u8) -> [u8; 32] {
     PublicKey::from(&secret(seed)).to_bytes()
 }
 
-fn at(text: &str) -> SocketAddr {
+pub(super) fn at(text: &str) -> SocketAddr {
     text.parse().expect("address")
 }
 
@@ -32,6 +32,7 @@ pub(super) fn settings(key: u8, endpoint: Option<SocketAddr>) -> TunnelSettings 
         carrier: None,
         keepalive_seconds: None,
         held: false,
+        second_cipher: false,
     }
 }
 
@@ -146,7 +147,7 @@ impl Pair {
     }
 
     /// Lets time pass with both present.
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.now += TICK;
@@ -169,7 +170,7 @@ impl Pair {
     }
 
     /// One packet sealed by `a`, as it would go over the wire.
-    fn sealed(&mut self, inner: &[u8]) -> Vec<u8> {
+    pub(super) fn sealed(&mut self, inner: &[u8]) -> Vec<u8> {
         self.a.seal(inner, self.now).expect("sealed");
         self.a.sent().pop().expect("datagram").1
     }

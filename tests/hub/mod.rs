@@ -86,6 +86,7 @@ pub fn settings(peers: usize) -> Settings {
         pool: Pool::new(vec!["10.64.0.0/10".parse().expect("prefix")]).expect("pool"),
         inner_mtu: INNER_MTU,
         flows_max: FLOWS_MAX,
+        second_cipher: true,
         peers: (0..peers).map(peer).collect(),
         clients: Vec::new(),
         exposures: vec![exposure("web")],
@@ -169,6 +170,7 @@ impl Far {
             carrier: None,
             keepalive_seconds: None,
             held: false,
+            second_cipher: true,
         };
         tunnels.add(HUB, hub, now).expect("settings");
         let endpoint = SocketAddr::new(Ipv4Addr::from(0x6440_0000 + number as u32).into(), 7076);

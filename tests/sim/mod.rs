@@ -72,6 +72,7 @@ pub fn settings(site: &str, pool: &[&str]) -> Settings {
         pool: Pool::new(pool.iter().map(|p| p.parse().expect("prefix")).collect()).expect("pool"),
         inner_mtu: INNER_MTU,
         flows_max: 10_000,
+        second_cipher: true,
         peers: Vec::new(),
         clients: Vec::new(),
         exposures: Vec::new(),

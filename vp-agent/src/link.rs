@@ -4,9 +4,11 @@ use crate::clock::unix_seconds;
 use crate::control::{Link, Target};
 use crate::dataplane::Handle;
 use crate::identity::{Claim, Identities, Presented};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use vp::addr::PeerId;
 use vp::catalogue::Offer;
 use vp::hub::Attendance;
@@ -60,11 +62,16 @@ impl Link for AgentLink {
     async fn introduce(&self, hub: PeerId, introductions: Introductions) {
         let named = self.handle.call(move |node, _, _| node.peer_site(hub).cloned()).await;
         if let Ok(Some(name)) = named {
-            let shown = introductions.sites.iter().filter(|site| !site.certificate.is_empty());
-            let claims: Vec<Claim> = shown.map(claim).collect();
-            for (site, refusal) in self.identities.introduce(&name, &claims, unix_seconds()) {
-                tracing::warn!("hub {name}: the certificate of {site} was refused: {refusal}");
+            let mut claimed = BTreeMap::new();
+            for shown in introductions.sites.iter().filter(|site| !site.certificate.is_empty()) {
+                let checked = self.identities.check(&name, &claim(shown), unix_seconds()).inspect_err(|refusal| {
+                    tracing::warn!("hub {name}: the certificate of {} was refused: {refusal}", shown.site);
+                });
+                claimed.insert(shown.site.clone(), checked.ok());
+                // All else on the control thread goes on meanwhile.
+                yield_now().await;
             }
+            self.identities.introduce(&name, claimed, unix_seconds());
         }
         let introduce = self.handle.call(move |node, _, now| node.introduce(hub, introductions.sites, now));
         introduce.await.ok();
@@ -120,7 +127,9 @@ fn claim(of: &Introduction) -> Claim {
 }
 
 /// The host's own address that its routes would send from. Nothing is sent.
-fn own_address_towards(to: SocketAddr) -> Option<IpAddr> {
+/// Which of the host's addresses its routes choose for this one. Nothing is sent.
+#[must_use]
+pub fn own_address_towards(to: SocketAddr) -> Option<IpAddr> {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect(to).ok()?;

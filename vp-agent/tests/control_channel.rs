@@ -216,6 +216,7 @@ fn settings(site: &str, pool: &str, peer: (&str, u8, &str)) -> Settings {
         pool: Pool::new(vec![pool.parse().unwrap()]).unwrap(),
         inner_mtu: 1420,
         flows_max: 1000,
+        second_cipher: true,
         peers: vec![peer],
         clients: Vec::new(),
         exposures: Vec::new(),

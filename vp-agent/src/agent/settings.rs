@@ -15,6 +15,22 @@ pub(super) fn effective(
 ) -> (Settings, Vec<String>) {
     let mut settings = Settings { peers, ..config.settings.clone() };
     let mut clashes = Vec::new();
+    for request in &runtime.peers {
+        // An introduced site gives way: the operator spoke of this one himself.
+        let before = settings.peers.clone();
+        let is_of_file = |peer: &PeerSettings| config.has_peer(&peer.identity.site);
+        settings.peers.retain(|peer| is_of_file(peer) || peer.stock || peer.identity.site.as_str() != request.site);
+        match config::stock_peer(request, &settings) {
+            Ok(peer) if config.has_peer(&peer.identity.site) => {
+                clashes.push(format!("peer {}: the file's entry stands, not that of vp-ctl peer add", request.site));
+            }
+            Ok(peer) => settings.peers.push(peer),
+            Err(error) => {
+                settings.peers = before;
+                clashes.push(format!("peer {} of vp-ctl peer add is left out: {error}", one_line(&request.site)));
+            }
+        }
+    }
     for request in &runtime.expose {
         match config::exposure(request, Limits::default(), &settings) {
             Ok(exposure) if settings.exposures.iter().any(|known| known.name == exposure.name) => {

@@ -5,6 +5,7 @@ mod ask;
 mod change;
 mod explain;
 mod page;
+mod peers;
 mod serve;
 mod show;
 mod socket;
@@ -46,6 +47,8 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/unmap", post(change::unmap))
         .route("/v1/expose", post(change::expose))
         .route("/v1/unexpose", post(change::unexpose))
+        .route("/v1/add-peer", post(peers::add))
+        .route("/v1/remove-peer", post(peers::remove))
         .route("/v1/reload", post(change::reload))
         .route("/v1/revocations", post(change::revocations))
         .route("/v1/ping", post(ask::ping))

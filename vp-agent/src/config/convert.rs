@@ -87,7 +87,9 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let (exposures, mappings) = (Vec::new(), Vec::new());
     let hub = r.hub(file.hub.as_ref())?;
     let hub_tls = r.hub_tls(file.hub.as_ref().and_then(|hub| hub.tls.as_ref()))?;
-    let mut settings = Settings { site, pool, inner_mtu, flows_max, peers, clients, exposures, mappings, hub };
+    let second_cipher = file.aes.unwrap_or(true);
+    let mut settings =
+        Settings { site, pool, inner_mtu, flows_max, second_cipher, peers, clients, exposures, mappings, hub };
     r.exposures(file.expose.as_deref().unwrap_or_default(), &mut settings, any_trust)?;
     r.wire_addresses(file.expose.as_deref().unwrap_or_default(), &settings, &state_dir)?;
     r.mappings(file.map.as_deref().unwrap_or_default(), &mut settings, &state_dir)?;

@@ -17,6 +17,7 @@ pub struct File {
     pub workers: Option<Text>,
     pub mtu: Option<Spanned<u16>>,
     pub flows_max: Option<Spanned<u32>>,
+    pub aes: Option<bool>,
     pub state_dir: Option<Text>,
     pub socket: Option<Text>,
     pub pool: Spanned<Vec<Text>>,

@@ -18,7 +18,7 @@ pub use credentials::{Credentials, Member};
 pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
 pub use page::Page;
-pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings};
+pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings, stock_peer};
 
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
@@ -148,6 +148,13 @@ impl Config {
     #[must_use]
     pub fn exposed_at(&self, service: &Name) -> Option<String> {
         self.locate(&format!("expose {service}"))
+    }
+
+    /// Whether the file speaks of this site.
+    #[must_use]
+    pub fn has_peer(&self, site: &Name) -> bool {
+        let members = self.credentials.members.iter().map(|member| &member.settings);
+        self.settings.peers.iter().chain(members).any(|peer| peer.identity.site == *site)
     }
 
     /// `FILE:LINE` of what the file maps.

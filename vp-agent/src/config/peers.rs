@@ -12,7 +12,7 @@ use vp::identity::{Certificate, List, Refusal, Revocations, Trust};
 use vp::node::PeerSettings;
 
 /// A handshake each and a control channel each; more want several gateways.
-const PEERS_MAX: usize = 1000;
+pub(super) const PEERS_MAX: usize = 1000;
 
 /// All peers; those by certificate among them as if it held, for what speaks of them.
 #[derive(Default)]

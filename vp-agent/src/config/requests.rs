@@ -1,6 +1,7 @@
 //! A service to expose, a service to map: checked alike whether the file says it or `vp-ctl`.
 
 use super::error::FieldError;
+use super::peers::PEERS_MAX;
 use super::values;
 use crate::control::offer;
 use ipnet::IpNet;
@@ -8,10 +9,10 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
-use vp::addr::{Limits, Name, Pool, PortMap, PortRange, Selector, overlap};
+use vp::addr::{Identity, Limits, Name, Pool, PortMap, PortRange, Selector, overlap};
 use vp::catalogue::OFFER_SERVICES_MAX;
-use vp::node::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Settings, Source, Target};
-use vp_proto::api::{ExposeRequest, MapRequest};
+use vp::node::{CallerSelector, Client, Exposure, Mapping, PeerSettings, ServicePattern, Settings, Source, Target};
+use vp_proto::api::{AddPeerRequest, ExposeRequest, MapRequest};
 
 /// A prefix takes as many wire addresses as it has; 4,096 are a sixteenth of all.
 const PREFIX_HOST_BITS_MAX: u8 = 12;
@@ -177,6 +178,34 @@ fn caller(text: &str, clients: &[Client]) -> Result<CallerSelector, String> {
     let known: Vec<&str> = clients.iter().map(|client| client.name.as_str()).collect();
     let known = if known.is_empty() { "there are none".to_owned() } else { format!("one of {}", known.join(", ")) };
     Err(format!("there is no client {name} in `clients`, expected an address, a prefix or a client ({known})"))
+}
+
+/// What `peer add` says, against the rest of the settings.
+pub fn stock_peer(request: &AddPeerRequest, settings: &Settings) -> Result<PeerSettings, FieldError> {
+    let site = field("site", &request.site, Name::new)?;
+    if site == settings.site {
+        return Err(FieldError::new("site", format!("{site} is this site, expected another name")));
+    }
+    if settings.peers.len() >= PEERS_MAX {
+        return Err(FieldError::new("site", format!("{site} is one too many, expected at most {PEERS_MAX} peers")));
+    }
+    let public_key = field("public_key", &request.public_key, values::public_key)?;
+    let holder = settings.peers.iter().find(|peer| peer.public_key == public_key);
+    if let Some(holder) = holder.filter(|holder| holder.identity.site != site) {
+        let message = format!("{} has the same one, expected one a peer", holder.identity.site);
+        return Err(FieldError::new("public_key", message));
+    }
+    let groups = entries("groups", &request.groups, Name::new)?;
+    Ok(PeerSettings {
+        identity: Identity { site, tenant: None, groups },
+        public_key,
+        preshared_key: None,
+        endpoint: None,
+        carrier: None,
+        keepalive_seconds: None,
+        stock: true,
+        hub: false,
+    })
 }
 
 /// What an operator should know of an exposure that is not wrong. Where an authority is trusted, peers may prove at any

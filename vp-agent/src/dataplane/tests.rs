@@ -27,6 +27,7 @@ fn settings() -> Settings {
         pool: Pool::new(vec!["10.0.1.0/24".parse().unwrap()]).unwrap(),
         inner_mtu: 1420,
         flows_max: 1000,
+        second_cipher: true,
         peers: Vec::new(),
         clients: Vec::new(),
         exposures: Vec::new(),

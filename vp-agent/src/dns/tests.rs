@@ -55,6 +55,7 @@ fn settings() -> Settings {
         pool: Pool::new(pool.to_vec()).expect("pool"),
         inner_mtu: 1420,
         flows_max: 64,
+        second_cipher: true,
         peers: vec![peer("cloud", Some("acme"), 2), peer("depot", None, 3)],
         clients: vec![Client { name: name("plc"), addresses: plc }],
         exposures: vec![

@@ -2,7 +2,7 @@
 
 use super::{Identities, PublicKey, State};
 use crate::config::Member;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vp::addr::{Identity, Name};
 use vp::hub::BINDINGS_MAX;
 use vp::identity::{Certificate, Refusal};
@@ -37,41 +37,37 @@ pub struct Claim {
 }
 
 impl Identities {
-    /// Whom the hub introduces now, in place of those before; who is a peer of the file's stays what the file says. Those
-    /// that are refused, each with its reason.
-    pub fn introduce(&self, hub: &Name, claims: &[Claim], now: u64) -> Vec<(Name, Refusal)> {
+    /// The certificate that proves a hub's claim. One at a time, as checking a signature takes a while.
+    pub fn check(&self, hub: &Name, claim: &Claim, now: u64) -> Result<Certificate, Refusal> {
+        let Claim { site, public_key, certificate } = claim;
         let mut state = self.state();
-        let (mut told, mut refused) = (BTreeMap::new(), Vec::new());
-        for Claim { site, public_key, certificate } in claims {
-            let known = state.introduced.get(hub).and_then(|known| known.get(site)).map(|known| &known.certificate);
-            let is_same = |known: &&Certificate| known.public_key() == public_key && known.to_bytes() == *certificate;
-            if let Some(known) = known.filter(is_same) {
-                told.insert(site.clone(), known.clone().into());
-                continue;
-            }
-            let State { trust, revocations, .. } = &*state;
-            match Certificate::verify(certificate, (site, public_key), trust, revocations, now) {
-                Ok(certificate) => drop(told.insert(site.clone(), certificate.into())),
-                Err(refusal) => {
-                    *state.refused.entry(refusal).or_default() += 1;
-                    refused.push((site.clone(), refusal));
-                }
-            }
+        let known = state.introduced.get(hub).and_then(|known| known.get(site)).map(|known| &known.certificate);
+        let is_same = |known: &&Certificate| known.public_key() == public_key && known.to_bytes() == *certificate;
+        if let Some(known) = known.filter(is_same) {
+            return Ok(known.clone());
         }
-        for (site, known) in state.introduced.get(hub).into_iter().flatten() {
-            if !claims.iter().any(|claim| claim.site == *site) {
-                let missed = known.missed.or(Some(now));
-                told.insert(site.clone(), Acquaintance { missed, ..known.clone() });
-            }
-        }
-        if state.introduced.get(hub) != Some(&told) {
+        let State { trust, revocations, .. } = &*state;
+        let checked = Certificate::verify(certificate, (site, public_key), trust, revocations, now);
+        checked.inspect_err(|refusal| *state.refused.entry(*refusal).or_default() += 1)
+    }
+
+    /// Whom the hub introduces now, in place of those before; none: its claim was refused. Who is a peer of the file's stays
+    /// what the file says.
+    pub fn introduce(&self, hub: &Name, claimed: BTreeMap<Name, Option<Certificate>>, now: u64) {
+        let mut state = self.state();
+        let known = state.introduced.get(hub).cloned().unwrap_or_default();
+        let missed = known.iter().filter(|(site, _)| !claimed.contains_key(*site));
+        let missed = missed
+            .map(|(site, known)| (site.clone(), Acquaintance { missed: known.missed.or(Some(now)), ..known.clone() }));
+        let told = claimed.iter().filter_map(|(site, checked)| Some((site.clone(), checked.clone()?.into())));
+        let told: BTreeMap<Name, Acquaintance> = told.chain(missed).collect();
+        if told != known {
             state.introduced.insert(hub.clone(), told);
             state.assemble(&self.site, &self.key);
             (state.unsaved, state.is_due) = (true, true);
             drop(state);
             self.changed.notify_one();
         }
-        refused
     }
 
     /// What the peer shows for itself, for others to judge.
@@ -85,13 +81,13 @@ impl State {
     /// All peers by certificate: those of the file, and those that are introduced and whom nothing else speaks of.
     pub(super) fn assemble(&mut self, own_site: &Name, own_key: &PublicKey) {
         let mut members = self.written.clone();
+        let of_file = members.values().map(|member| &member.settings.public_key).chain(self.keys.values());
+        let mut keys: BTreeSet<PublicKey> = of_file.copied().collect();
         for (site, Acquaintance { certificate, .. }) in self.introduced.values().flatten() {
             let key = certificate.public_key();
-            let is_taken = members.contains_key(site)
-                || self.keys.contains_key(site)
-                || self.keys.values().any(|known| known == key)
-                || members.values().any(|member| member.settings.public_key == *key);
+            let is_taken = members.contains_key(site) || self.keys.contains_key(site) || keys.contains(key);
             if !is_taken && site != own_site && key != own_key && members.len() < BINDINGS_MAX {
+                keys.insert(*key);
                 members.insert(site.clone(), member(site, certificate));
             }
         }

@@ -37,6 +37,7 @@ impl Identities {
                 paths: Vec::new(),
                 endpoint: None,
                 handshake_age_seconds: None,
+                cipher: None,
                 rtt_ms: None,
                 rx_bytes: 0,
                 tx_bytes: 0,

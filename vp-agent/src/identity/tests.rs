@@ -228,6 +228,17 @@ fn claim(certificate: &Certificate) -> Claim {
     Claim { site, public_key, certificate: certificate.to_bytes() }
 }
 
+/// Those that are refused.
+fn introduce(to: &Identities, claims: &[Claim], now: u64) -> Vec<Refusal> {
+    let hub = name("hub");
+    let mut refused = Vec::new();
+    let check = |claim: &Claim| to.check(&hub, claim, now).map_err(|refusal| refused.push(refusal)).ok();
+    let claimed: Vec<_> = claims.iter().map(check).collect();
+    let claimed = claims.iter().zip(claimed).map(|(claim, checked)| (claim.site.clone(), checked)).collect();
+    to.introduce(&hub, claimed, now);
+    refused
+}
+
 fn shop() -> (String, Option<String>) {
     ("shop".to_owned(), Some("acme".to_owned()))
 }
@@ -238,17 +249,16 @@ const SHOP: PublicKey = [9; 32];
 fn whom_a_hub_introduces_is_a_peer_by_certificate_as_long_as_it_does() {
     let (acme, evil) = (authority("acme", 1), authority("acme", 7));
     let cloud = cloud(&credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0)), Kept::default());
-    let hub = name("hub");
     let shown = claim(&issue(&acme, "shop", SHOP, 0));
-    assert_eq!(cloud.introduce(&hub, std::slice::from_ref(&shown), NOW), []);
+    assert_eq!(introduce(&cloud, std::slice::from_ref(&shown), NOW), []);
     assert_eq!(peers(&cloud, NOW), [depot(None), factory(), shop()]);
     let ended = cloud.review(NOW + 100).expect("news").ended;
     assert!(ended.contains(&SHOP), "its certificate has ended: {ended:?}");
 
     let forged = Claim { public_key: [8; 32], ..shown.clone() };
     let foreign = claim(&issue(&evil, "shop", SHOP, 0));
-    assert_eq!(cloud.introduce(&hub, &[forged], NOW), [(name("shop"), Refusal::WrongKey)]);
-    assert_eq!(cloud.introduce(&hub, &[foreign], NOW), [(name("shop"), Refusal::UnknownAuthority)]);
+    assert_eq!(introduce(&cloud, &[forged], NOW), [Refusal::WrongKey]);
+    assert_eq!(introduce(&cloud, &[foreign], NOW), [Refusal::UnknownAuthority]);
     assert_eq!(peers(&cloud, NOW), [depot(None), factory()]);
 }
 
@@ -259,12 +269,12 @@ fn a_hub_that_was_restarted_and_knows_nobody_yet_ends_nothing() {
     let subject = Subject { site: name("shop"), groups: Vec::new(), public_key: SHOP };
     let valid = Validity { not_before: NOW, not_after: NOW + 10_000 };
     let shown = claim(&acme.certificate(&subject, Serial([5; 16]), valid).expect("issued"));
-    cloud.introduce(&name("hub"), std::slice::from_ref(&shown), NOW);
-    cloud.introduce(&name("hub"), &[], NOW + 10);
+    introduce(&cloud, std::slice::from_ref(&shown), NOW);
+    introduce(&cloud, &[], NOW + 10);
     assert!(peers(&cloud, NOW + 50).contains(&shop()));
-    cloud.introduce(&name("hub"), &[shown], NOW + 60);
+    introduce(&cloud, &[shown], NOW + 60);
     assert!(peers(&cloud, NOW + 5000).contains(&shop()));
-    cloud.introduce(&name("hub"), &[], NOW + 5000);
+    introduce(&cloud, &[], NOW + 5000);
     assert!(peers(&cloud, NOW + 5599).contains(&shop()));
     assert!(!peers(&cloud, NOW + 5601).contains(&shop()));
 }
@@ -275,6 +285,6 @@ fn a_hub_changes_nothing_of_peers_that_the_file_names() {
     let cloud = cloud(&credentials(&[&acme], &issue(&acme, "factory", FACTORY, 0)), Kept::default());
     let others = [("depot", [8; 32]), ("factory", [8; 32]), ("thief", DEPOT), ("cloud", [8; 32]), ("mirror", CLOUD)];
     let claims: Vec<Claim> = others.iter().map(|(site, key)| claim(&issue(&acme, site, *key, 0))).collect();
-    assert_eq!(cloud.introduce(&name("hub"), &claims, NOW), []);
+    assert_eq!(introduce(&cloud, &claims, NOW), []);
     assert_eq!(peers(&cloud, NOW), [depot(None), factory()]);
 }

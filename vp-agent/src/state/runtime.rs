@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use vp_proto::api::{ExposeRequest, MapRequest};
+use vp_proto::api::{AddPeerRequest, ExposeRequest, MapRequest};
 
 const VERSION: u32 = 1;
 const RUNTIME: &str = "runtime.json";
@@ -21,11 +21,13 @@ pub struct Runtime {
     version: u32,
     pub map: Vec<MapRequest>,
     pub expose: Vec<ExposeRequest>,
+    #[serde(default)]
+    pub peers: Vec<AddPeerRequest>,
 }
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { version: VERSION, map: Vec::new(), expose: Vec::new() }
+        Self { version: VERSION, map: Vec::new(), expose: Vec::new(), peers: Vec::new() }
     }
 }
 

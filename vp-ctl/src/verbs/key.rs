@@ -63,7 +63,7 @@ fn print(screen: &Screen, name: &str, key: &[u8; 32]) -> Result<(), Failure> {
 }
 
 /// Random, with the bits that X25519 ignores cleared as `wg genkey` does (RFC 7748 section 5).
-fn new_private() -> Zeroizing<[u8; 32]> {
+pub(super) fn new_private() -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0; 32]);
     OsRng.fill_bytes(&mut *key);
     key[0] &= 0b1111_1000;
@@ -81,7 +81,7 @@ fn read_private() -> Result<Zeroizing<[u8; 32]>, Failure> {
     key.map(Zeroizing::new).map_err(|_| refused("expected a private key: 32 bytes in base64, as vp-ctl key new prints"))
 }
 
-fn warn_if_others_can_read(screen: &Screen) {
+pub(super) fn warn_if_others_can_read(screen: &Screen) {
     let metadata = io::stdout().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
     if metadata.is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o077 != 0) {
         screen.warn(&["others can read this file: chmod 600 it, and use umask 077 next time".to_owned()]);

@@ -13,6 +13,7 @@ mod gather;
 mod key;
 mod man;
 mod map;
+mod peer;
 mod ping;
 mod reload;
 mod revocations;
@@ -35,6 +36,7 @@ pub enum Verb {
     Unmap(unmap::Unmap),
     Expose(expose::Expose),
     Unexpose(unexpose::Unexpose),
+    Peer(peer::Peer),
     Services(services::Services),
     Status(status::Status),
     Flows(flows::Flows),
@@ -64,6 +66,7 @@ impl Verb {
             Self::Unmap(verb) => verb.run(client, screen),
             Self::Expose(verb) => verb.run(client, screen),
             Self::Unexpose(verb) => verb.run(client, screen),
+            Self::Peer(verb) => verb.run(client, screen),
             Self::Services(verb) => verb.run(client, screen),
             Self::Status(verb) => verb.run(client, screen),
             Self::Flows(verb) => verb.run(client, screen),

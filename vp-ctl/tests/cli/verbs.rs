@@ -140,6 +140,25 @@ fn a_mapping_without_an_address_yet_is_done_and_says_so() {
 }
 
 #[test]
+fn a_stock_peer_gets_a_configuration_whose_private_key_the_agent_never_sees() {
+    let agent = Agent::saying(
+        r#"{"public_key":"GATEWAY=","endpoint":"192.0.2.1:51820","mtu":1420,"services":[],"warnings":["nothing yet"]}"#,
+    );
+    let said = agent.ctl("peer add laptop --stock --group staff");
+    assert_eq!(said.code, Some(0), "{}", said.error);
+    let private = said.out.lines().find_map(|line| line.strip_prefix("PrivateKey = ")).expect("a key");
+    assert!(private.len() == 44 && said.out.contains("PublicKey = GATEWAY=\n") && !said.out.contains('█'));
+    assert!(said.error.contains("warning: nothing yet"), "{}", said.error);
+    let asked = agent.asked().join("\n");
+    assert!(asked.starts_with(r#"POST /v1/add-peer {"site":"laptop","public_key":""#), "{asked}");
+    assert!(!asked.contains(private), "the agent was told the private key");
+    assert!(agent.ctl("peer add laptop --stock --qr").out.contains('█'));
+    let own = agent.ctl("peer add laptop --stock --public-key KEY=");
+    assert!(own.out.contains("\n# PrivateKey = the peer's own\n"), "{}", own.out);
+    assert_eq!(agent.ctl("peer add laptop").code, Some(2), "sites with agents are not added so");
+}
+
+#[test]
 fn changes_say_what_was_done() {
     let agent = Agent::saying(r#"{"warnings":["two flows were ended"]}"#);
     for (line, done, request) in [
