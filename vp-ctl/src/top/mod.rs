@@ -66,14 +66,12 @@ fn follow(
     while !is_told.load(Ordering::Relaxed) {
         terminal.draw(|frame| draw::draw(frame, &mut state, &now, false))?;
         if event::poll(KEY_PAUSE)? {
-            match event::read()? {
-                Event::Key(key) if key.kind == KeyEventKind::Press => {
-                    if state.press(key) == Next::Leave {
-                        break;
-                    }
-                }
-                // Drawn anew in any case.
-                _ => {}
+            // After any other event, such as another size, all is drawn anew too.
+            if let Event::Key(key) = event::read()?
+                && key.kind == KeyEventKind::Press
+                && state.press(key) == Next::Leave
+            {
+                break;
             }
         }
         if looked.elapsed() >= every && !state.is_paused() {
