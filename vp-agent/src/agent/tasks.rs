@@ -23,6 +23,7 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
     tokio::spawn(identity::look_at_files(agent.clone()));
     tokio::spawn(follow_presences(agent.clone()));
     tokio::spawn(crate::dns::run(agent.clone()));
+    tokio::spawn(crate::health::run(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
     tokio::spawn(follow_audit(agent.clone()));
     let restored = agent.clone();
