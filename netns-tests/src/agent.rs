@@ -17,6 +17,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 /// The system bus of an agent's machine, in the agent's directory.
 const BUS: &str = "bus";
+/// Lines of `NAME=VALUE` there are the environment of the next process.
+const ENVIRONMENT: &str = "environment";
 
 /// A site's key pair, as `wg genkey` and `wg pubkey` print it.
 #[derive(Clone)]
@@ -158,6 +160,12 @@ impl Agent {
         &self.directory
     }
 
+    /// From the next start on, the agent's process has these variables too.
+    pub fn set_environment(&self, variables: &[(&str, &str)]) -> Result<()> {
+        let lines: Vec<String> = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        Ok(fs::write(self.directory.join(ENVIRONMENT), lines.concat())?)
+    }
+
     /// Where this machine's system bus is, if a story has one.
     #[must_use]
     pub fn bus(&self) -> PathBuf {
@@ -269,6 +277,8 @@ fn run_agent(lab: &Lab, machine: &Namespace, directory: &Path) -> Result<Process
     command.arg("--config").arg(directory.join("agent.yaml"));
     // Never the bus of the machine itself: its systemd-resolved knows other interfaces.
     command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", directory.join(BUS).display()));
+    let variables = fs::read_to_string(directory.join(ENVIRONMENT)).unwrap_or_default();
+    command.envs(variables.lines().filter_map(|line| line.split_once('=')));
     let process = Process::start(lab, machine.label(), &mut command)?;
     lab.watch_agent_log(process.log_path());
     Ok(process)

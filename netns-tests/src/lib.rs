@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod authority;
+pub mod browser;
 pub mod capture;
 pub mod craft;
 mod download;

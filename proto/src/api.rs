@@ -6,6 +6,7 @@
 //! | GET /v1/status       |                    | [`Status`]             |
 //! | GET /v1/services     |                    | `Vec<`[`RemoteService`]`>` |
 //! | GET /v1/flows        | `?service=S&limit=N` | `Vec<`[`Flow`]`>`    |
+//! | GET /v1/figures      |                    | `Vec<`[`ServiceFigures`]`>` |
 //! | GET /v1/whois        | `?address=A`       | [`Whois`]              |
 //! | POST /v1/map         | [`MapRequest`]     | [`MapResponse`]        |
 //! | POST /v1/unmap       | [`UnmapRequest`]   | [`Done`]               |
@@ -114,6 +115,14 @@ pub struct PeerStatus {
     pub rx_packets: u64,
     #[serde(default)]
     pub tx_packets: u64,
+    /// Messages that the peer sent, as its numbers show, and how many of them arrived: the others were lost, or are late.
+    #[serde(default)]
+    pub expected_packets: u64,
+    #[serde(default)]
+    pub arrived_packets: u64,
+    /// For a session.
+    #[serde(default)]
+    pub waiting_packets: u64,
     /// The control channel: `open`, `closed`, or `none` for a stock peer.
     pub control: String,
     pub offered_services: u32,
@@ -331,6 +340,38 @@ pub struct RemoteService {
     /// Its presences, if mapped.
     pub addresses: Vec<String>,
     pub state: String,
+}
+
+/// What was counted of one service since the start, of this site or of another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceFigures {
+    /// `web` of this site, `web.cloud` of another; `(others)` together, where there are too many.
+    pub service: String,
+    /// By this site.
+    pub exposed: bool,
+    pub flows: u64,
+    pub opened_total: u64,
+    /// Flows that may not be, by reason.
+    pub denied: BTreeMap<String, u64>,
+    /// Payload: without headers of IP, TCP and UDP.
+    pub outbound_bytes: u64,
+    pub inbound_bytes: u64,
+    pub connects: Connects,
+}
+
+/// How long TCP connections took to set up: from the first packet here to the first answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Connects {
+    pub count: u64,
+    pub sum_seconds: f64,
+    /// By the next bound; what took longer than the last one is in `count` alone.
+    pub within: Vec<Within>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Within {
+    pub seconds: f64,
+    pub connections: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -41,6 +41,16 @@ impl Callers {
         number
     }
 
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_holder.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_holder.is_empty()
+    }
+
     /// Its number if it has one.
     #[must_use]
     pub fn known(&self, holder: &Holder) -> Option<u32> {

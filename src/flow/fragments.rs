@@ -136,6 +136,18 @@ impl Fragments {
         self.at(datagram.door, now, |share| share.tail(datagram, fragment, bytes, packet, now))
     }
 
+    /// Of tails that wait for their first fragment.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.doors.values().map(|share| share.held_bytes).sum()
+    }
+
+    /// By as many doors as there are now.
+    #[must_use]
+    pub fn held_bytes_max(&self) -> usize {
+        self.doors.len().max(1) * HELD_BYTES_MAX
+    }
+
     /// Forgets what waited too long, and the doors by which nothing is under way.
     pub fn expire(&mut self, now: Instant) {
         if self.wakes.is_none_or(|wakes| now < wakes) {

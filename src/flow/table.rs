@@ -28,6 +28,8 @@ pub struct Owner {
     pub service: u32,
     pub caller: u32,
     pub rule: u16,
+    /// Where what is counted of the service is kept.
+    pub figures: u16,
 }
 
 /// Both tuples are those of outbound packets: from the local end to the presence, and the same on the wire.
@@ -61,7 +63,7 @@ pub struct Flow {
     pub inbound: Count,
     outbound_side: Side,
     inbound_side: Side,
-    opened_millis: u64,
+    opened_micros: u64,
     seen_second: u32,
     deadline_slot: u16,
     deadline: Link,
@@ -191,7 +193,7 @@ impl Table {
             inbound: Count::default(),
             outbound_side: Side::default(),
             inbound_side: Side::default(),
-            opened_millis: self.millis(now),
+            opened_micros: self.micros(now),
             seen_second: self.second(now),
             deadline_slot: 0,
             deadline: Link::NOWHERE,
@@ -223,7 +225,7 @@ impl Table {
 
     /// A packet of the flow passed.
     pub fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> Stirred {
-        let second = self.second(now);
+        let (second, micros) = (self.second(now), self.micros(now));
         let Some(flow) = self.get_mut(id) else { return Stirred::Nothing };
         flow.seen_second = second;
         let count = flow.count(direction);
@@ -239,6 +241,7 @@ impl Table {
         flow.state = state;
         if stirred == Stirred::Reopened && state == State::HalfOpen {
             flow.initial_sequence = traffic.tcp.map(|tcp| tcp.sequence);
+            flow.opened_micros = micros;
         }
         if state != before {
             self.unlink_deadline(id.0);
@@ -319,15 +322,15 @@ impl Table {
 
     #[must_use]
     pub fn age(&self, flow: &Flow, now: Instant) -> Duration {
-        Duration::from_millis(self.millis(now).saturating_sub(flow.opened_millis))
+        Duration::from_micros(self.micros(now).saturating_sub(flow.opened_micros))
     }
 
     fn second(&self, now: Instant) -> u32 {
         u32::try_from(now.saturating_duration_since(self.epoch).as_secs()).unwrap_or(u32::MAX)
     }
 
-    fn millis(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
+    fn micros(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
     }
 
     fn idle_until(&self, id: u32) -> u32 {
@@ -421,7 +424,7 @@ mod tests {
             site: tuple("10.0.0.2", "10.0.1.2", port, protocol),
             wire: tuple("198.19.0.2", "198.18.0.2", port, protocol),
             opened_by: Direction::Outbound,
-            owner: Owner { service: 1, caller: 1, rule: 0 },
+            owner: Owner { service: 1, caller: 1, rule: 0, figures: 0 },
             version: 1,
             initial_sequence: None,
         }

@@ -4,7 +4,7 @@
 use super::flow_id::initial_sequence;
 use super::{Denial, Event, FlowEnd, Node, Opener, Peer, Reason, Refused};
 use crate::addr::{Family, Grant, Holder, LeaseError, Name, PeerId, Protocol, ServiceName, wire};
-use crate::catalogue::{CallerSelector, Presence};
+use crate::catalogue::{CallerSelector, ExposedServices, Presence, Presences};
 use crate::flow::{Direction, Flow, FlowId, NewFlow, Owner};
 use crate::packet::{FiveTuple, Kind, Packet};
 use crate::policy::{Refusal, decide};
@@ -253,6 +253,7 @@ impl Node {
         };
         self.flows_opened += 1;
         self.open_share(id, now);
+        self.count_opened(id);
         if let Some(peer) = self.peers.get_mut(new.peer) {
             peer.flows += 1;
         }
@@ -280,7 +281,16 @@ impl Node {
 
     pub(super) fn owner(&mut self, service: u32, caller: &Holder, rule: usize, now: Instant) -> Owner {
         let caller = self.callers.number(caller, now);
-        Owner { service, caller, rule: rule_number(rule) }
+        Owner { service, caller, rule: rule_number(rule), figures: 0 }
+    }
+
+    fn count_opened(&mut self, id: FlowId) {
+        let Some(service) = self.table.get(id).and_then(|flow| self.service_of(flow)) else { return };
+        let (exposed, presences, own) = (&self.exposed, &self.presences, &self.settings.site);
+        let place = self.figures.opened(&service, |name| is_known(exposed, presences, own, name));
+        if let Some(flow) = self.table.get_mut(id) {
+            flow.owner.figures = place;
+        }
     }
 
     /// The caller's address: its wire index (as an address), or its presence.
@@ -369,12 +379,25 @@ impl Node {
 
     pub(super) fn deny(&mut self, opener: Opener, packet: &Packet, refused: Refused) {
         self.drops.count(refused.reason);
+        if let Some(service) = &refused.service {
+            let (exposed, presences, own) = (&self.exposed, &self.presences, &self.settings.site);
+            self.figures.denied(service, refused.reason, |name| is_known(exposed, presences, own, name));
+        }
         self.tell(Event::Denied(Box::new(denial(opener, packet, refused))));
     }
 
     /// It passes, as the limit that refuses it only observes.
     pub(super) fn observe(&mut self, opener: Opener, packet: &Packet, refused: Refused) {
         self.tell(Event::Observed(Box::new(denial(opener, packet, refused))));
+    }
+}
+
+/// Whether this site exposes or uses a service of this name now.
+fn is_known(exposed: &ExposedServices, presences: &Presences, own: &Name, service: &ServiceName) -> bool {
+    if service.site == *own {
+        exposed.by_name(&service.service).is_some()
+    } else {
+        Family::BOTH.into_iter().any(|family| presences.by_service(service, family).is_some())
     }
 }
 

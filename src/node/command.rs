@@ -1,5 +1,6 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
+use super::figures::Figures;
 use super::hub::{IntroducedSites, RelayBuckets, Relayed};
 use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Resting};
 use super::{Settings, SettingsError, Sweep};
@@ -56,6 +57,7 @@ impl Node {
             events_lost: 0,
             flows_opened: 0,
             flows_closed: 0,
+            figures: Figures::default(),
             told: super::Told::default(),
             fragments: crate::flow::fragments::Fragments::default(),
             hub: Hub::new(seed),

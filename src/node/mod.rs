@@ -9,6 +9,7 @@ mod command;
 mod drop;
 mod event;
 mod explain;
+mod figures;
 mod flow_id;
 mod hub;
 mod inbound;
@@ -36,18 +37,19 @@ pub use hub::{Introduction, Introductions, RelayRates, Relayed, Sorted, Whose};
 pub use limits::LimitSettings;
 pub use names::Meaning;
 pub use output::{Outbound, Output};
-pub use report::ends;
+pub use report::{Tables, ends};
 pub use settings::{Guest, PeerSettings, Settings};
 
 use crate::addr::{Leases, Name, PeerId, Pool, ServiceName};
 use crate::catalogue::{Callers, Clients, ExposedServices, PeerOffer, Presences};
 use crate::flow::fragments::{Datagram, Fragments, Verdict};
-use crate::flow::{Direction, Door, Flow, FlowId, Table, Traffic};
+use crate::flow::{Direction, Door, Flow, FlowId, Stirred, Table, Traffic};
 use crate::hub::Hub;
 use crate::packet::{Kind, Packet};
 use crate::policy::{Bucket, Limiter};
 use crate::translate;
 use crate::tunnel::Tunnels;
+use figures::Figures;
 use hub::{IntroducedSites, RelayBuckets};
 use limits::Subject;
 use peers::{Peer, Peers};
@@ -121,6 +123,7 @@ pub struct Node {
     events_lost: u64,
     flows_opened: u64,
     flows_closed: u64,
+    figures: Figures,
     told: Told,
     fragments: Fragments,
     hub: Hub,
@@ -235,12 +238,13 @@ impl Node {
 
     /// Counts what passed and tells what it changed.
     fn record(&mut self, id: FlowId, direction: Direction, traffic: &Traffic, now: Instant) -> Result<(), Reason> {
-        use crate::flow::Stirred;
         if !self.told.is_sure() && self.table.would_reopen(id, traffic) {
             return Err(Reason::AuditFailed);
         }
         self.check_reopened(id, traffic, now)?;
-        match self.table.record(id, direction, traffic, now) {
+        let stirred = self.table.record(id, direction, traffic, now);
+        self.count_of_service(id, direction, traffic, stirred, now);
+        match stirred {
             Stirred::Nothing | Stirred::Opened => {}
             Stirred::Ended => {
                 let end = match self.table.get(id).map(|flow| flow.state) {
@@ -260,6 +264,21 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    fn count_of_service(
+        &mut self,
+        id: FlowId,
+        direction: Direction,
+        traffic: &Traffic,
+        stirred: Stirred,
+        now: Instant,
+    ) {
+        let Some(flow) = self.table.get(id) else { return };
+        self.figures.carried(flow.owner.figures, direction, traffic.payload_bytes);
+        if stirred == Stirred::Opened && flow.initial_sequence.is_some() {
+            self.figures.connected(flow.owner.figures, self.table.age(flow, now));
+        }
     }
 
     fn counted(&mut self, taken: Result<(), Reason>, packets: u32) -> bool {
@@ -319,6 +338,7 @@ impl Node {
         let Some(flow) = self.table.remove(id) else { return };
         flow.share.into_iter().for_each(|share| self.limiter.close(id.0, share, flow.state.is_open()));
         self.flows_closed += 1;
+        self.figures.closed(flow.owner.figures);
         if let Some(peer) = self.peers.get_mut(flow.peer) {
             peer.flows = peer.flows.saturating_sub(1);
         }

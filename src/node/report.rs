@@ -13,6 +13,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 use vp_proto::api;
 
+/// How full the smaller tables are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tables {
+    /// Of fragments that wait for their first one.
+    pub fragment_bytes: usize,
+    pub fragment_bytes_max: usize,
+    /// Hosts with a wire index or a presence as callers.
+    pub callers: usize,
+}
+
 impl Node {
     #[must_use]
     pub fn peers(&self, now: Instant) -> Vec<(PeerId, api::PeerStatus)> {
@@ -47,6 +57,9 @@ impl Node {
             tx_bytes: tunnel.tx_bytes,
             rx_packets: tunnel.rx_packets,
             tx_packets: tunnel.tx_packets,
+            expected_packets: tunnel.expected_packets,
+            arrived_packets: tunnel.arrived_packets,
+            waiting_packets: tunnel.waiting_packets as u64,
             control: if settings.stock { "none" } else { "closed" }.to_owned(),
             offered_services: u32::try_from(offered).unwrap_or(u32::MAX),
             tenant: settings.identity.tenant.as_ref().map(ToString::to_string),
@@ -237,6 +250,31 @@ impl Node {
             opened_total: self.flows_opened,
             closed_total: self.flows_closed,
         }
+    }
+
+    /// What was counted of services since the start.
+    #[must_use]
+    pub fn service_figures(&self) -> Vec<api::ServiceFigures> {
+        self.figures.report(&self.settings.site)
+    }
+
+    #[must_use]
+    pub fn tables(&self) -> Tables {
+        Tables {
+            fragment_bytes: self.fragments.held_bytes(),
+            fragment_bytes_max: self.fragments.held_bytes_max(),
+            callers: self.callers.len(),
+        }
+    }
+
+    /// Addresses of the pool that were given up not long ago.
+    #[must_use]
+    pub fn resting_addresses(&self, family: Family) -> usize {
+        let of_pool =
+            |holder: &Holder| matches!(holder, Holder::ServicePresence { .. } | Holder::CallerPresence { .. });
+        let resting =
+            self.leases.resting().filter(|(holder, block)| of_pool(holder) && Family::of(block.addr()) == family);
+        resting.count()
     }
 
     #[must_use]

@@ -155,6 +155,11 @@ pub struct TunnelReport {
     pub tx_bytes: u64,
     pub rx_packets: u64,
     pub tx_packets: u64,
+    /// Messages that the peer numbered for this gateway, as far as is known, and how many of them arrived.
+    pub expected_packets: u64,
+    pub arrived_packets: u64,
+    /// For a session.
+    pub waiting_packets: usize,
 }
 
 /// The tunnels of one gateway, all on its one key.

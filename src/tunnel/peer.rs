@@ -228,6 +228,9 @@ impl Peer {
             tx_bytes: self.tx_bytes,
             rx_packets: self.rx_packets,
             tx_packets: self.tx_packets,
+            expected_packets: self.sessions.expected(),
+            arrived_packets: self.sessions.arrived(),
+            waiting_packets: self.queue.len(),
         }
     }
 

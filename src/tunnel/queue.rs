@@ -15,6 +15,10 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.packets.is_empty()
     }

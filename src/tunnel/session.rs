@@ -26,6 +26,9 @@ pub(super) struct Sessions {
     slots: [Option<Session>; SLOTS],
     /// The session to seal with. Only one that the peer proved to hold becomes it.
     current: Option<u32>,
+    /// Messages of all sessions up to the highest counters, and those that came.
+    expected: u64,
+    arrived: u64,
 }
 
 impl Sessions {
@@ -70,7 +73,11 @@ impl Sessions {
             return false;
         };
         let latest = counter >= session.next_counter;
-        session.next_counter = session.next_counter.max(counter.saturating_add(1));
+        let next = session.next_counter.max(counter.saturating_add(1));
+        // A peer may number as it likes.
+        self.expected = self.expected.saturating_add(next - session.next_counter);
+        self.arrived += 1;
+        session.next_counter = next;
         latest && self.current == Some(index)
     }
 
@@ -81,6 +88,16 @@ impl Sessions {
             let received_late = last_received >= session.born + REKEY_AFTER_ON_RECEIPT;
             session.initiator && (sent_late || received_late)
         })
+    }
+
+    /// How many messages the peer must have sent: each has a number, without gaps.
+    pub fn expected(&self) -> u64 {
+        self.expected
+    }
+
+    /// How many of them came.
+    pub fn arrived(&self) -> u64 {
+        self.arrived
     }
 
     /// When the current session was made.

@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use vp_agent::agent::{Agent, Running};
 use vp_agent::api;
-use vp_agent::config::{Config, HostNetworks};
+use vp_agent::config::page::read_token;
+use vp_agent::config::{Config, HostNetworks, Page};
 
 /// Gives remote services local addresses, and remote callers too.
 #[derive(Parser)]
@@ -161,7 +162,14 @@ async fn serve(running: &Running) -> anyhow::Result<()> {
         let at = || format!("cannot serve metrics on {address}");
         let listener = tokio::net::TcpListener::bind(address).await.with_context(at)?;
         let routes = api::metrics_routes(running.agent.clone());
-        tokio::spawn(async move { axum::serve(listener, routes).await });
+        tokio::spawn(api::serve(listener, routes));
+    }
+    let page = running.agent.wanted.lock().await.config.page.clone();
+    if let Some(Page { listen, token_file }) = page {
+        let token = read_token(&token_file).map_err(anyhow::Error::msg).context("page.token_file")?;
+        let at = || format!("cannot serve the page on {listen}");
+        let listener = tokio::net::TcpListener::bind(listen).await.with_context(at)?;
+        tokio::spawn(api::serve(listener, api::page_routes(running.agent.clone(), token)));
     }
     Ok(())
 }

@@ -14,8 +14,8 @@ use vp::catalogue::Offer;
 use vp::hub::Attendance;
 use vp::identity::{JoinRefusal, List, Refusal};
 use vp::node::{
-    Allowed, Event, Exposure, Guest, Introductions, LimitSettings, Mapping, Node, OfferError, Output, PeerSettings, Reason,
-    Settings, Source, Target,
+    Allowed, Event, Exposure, Guest, Introductions, LimitSettings, Mapping, Node, OfferError, Output, PeerSettings,
+    Reason, Settings, Source, Target,
 };
 use vp_agent::control::{Control, FarAllowed, Link, Notice, Target as Port};
 use vp_agent::identity::{Offered, Place, Presented};

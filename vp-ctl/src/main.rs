@@ -9,6 +9,7 @@ mod gather;
 mod join;
 mod json;
 mod render;
+mod top;
 mod verbs;
 mod verify;
 

@@ -8,7 +8,7 @@ use crate::netlink::{self, Network};
 use crate::nft;
 use crate::state::Runtime;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use vp::addr::Name;
 use vp::node::{Exposure, Mapping};
 
@@ -40,7 +40,9 @@ impl Desired {
             self.warnings.extend(own.apply(&network).await?);
         }
         if let Some(nft) = &mut self.nft {
-            let own_ports = self.config.metrics.iter().map(SocketAddr::port).chain([self.listen_port]).collect();
+            let page = self.config.page.as_ref().map(|page| page.listen);
+            let served = self.config.metrics.into_iter().chain(page);
+            let own_ports = served.map(|address| address.port()).chain([self.listen_port]).collect();
             nft.apply(nft::Wanted { pool: network.pool, services: settings.exposures, own_ports }).await?;
         }
         self.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -84,6 +84,7 @@ pub(super) fn keep_fixed(running: &Config, new: &mut Config) -> Result<Vec<Strin
         ("workers", keep(&running.workers, &mut new.workers)),
         ("socket", keep(&running.socket, &mut new.socket)),
         ("metrics", keep(&running.metrics, &mut new.metrics)),
+        ("page", keep(&running.page, &mut new.page)),
         ("audit", keep(&running.audit, &mut new.audit)),
         ("hub.store", keep(&running.hub_store, &mut new.hub_store)),
         ("hub.tls", keep(&running.hub_tls, &mut new.hub_tls)),

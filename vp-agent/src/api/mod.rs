@@ -6,12 +6,16 @@ mod change;
 mod drain;
 mod explain;
 mod invite;
+mod page;
 mod peers;
+mod serve;
 mod show;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use page::page_routes;
+pub use serve::serve;
 pub use socket::{bind, give_to_group};
 
 use crate::agent::{Agent, Refused};
@@ -20,6 +24,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use std::sync::Arc;
@@ -38,6 +43,7 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/status", get(show::status))
         .route("/v1/services", get(show::services))
         .route("/v1/flows", get(show::flows))
+        .route("/v1/figures", get(show::figures))
         .route("/v1/whois", get(show::whois))
         .route("/v1/map", post(change::map))
         .route("/v1/unmap", post(change::unmap))
@@ -56,6 +62,8 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/doctor", get(show::doctor))
         .route("/v1/audit", get(show::audit_lines))
         .route("/metrics", get(show::metrics))
+        .route("/", get(page::html))
+        .layer(middleware::from_fn(page::refuse_led_browsers))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
         .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "no such request; is vp-ctl newer than the agent?") })
         .method_not_allowed_fallback(|| async {

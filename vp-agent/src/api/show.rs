@@ -4,11 +4,12 @@ use super::Problem;
 use crate::agent::Agent;
 use crate::audit::{self, Filter};
 use crate::clock::unix_seconds;
+use crate::metrics::Form;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -150,9 +151,14 @@ pub async fn doctor(State(agent): State<Arc<Agent>>) -> Json<Vec<api::Finding>> 
     Json(crate::doctor::examine(&agent).await)
 }
 
-pub async fn metrics(State(agent): State<Arc<Agent>>) -> Result<impl IntoResponse, Problem> {
-    let text = crate::metrics::render(&agent).await?;
-    Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+pub async fn figures(State(agent): State<Arc<Agent>>) -> Answer<Vec<api::ServiceFigures>> {
+    Ok(Json(agent.handle.call(|node, _, _| node.service_figures()).await?))
+}
+
+pub async fn metrics(State(agent): State<Arc<Agent>>, headers: HeaderMap) -> Result<impl IntoResponse, Problem> {
+    let form = Form::wanted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+    let text = crate::metrics::render(&agent, form).await?;
+    Ok(([(header::CONTENT_TYPE, form.content_type())], text))
 }
 
 #[derive(Deserialize)]
@@ -173,7 +179,21 @@ pub async fn audit_lines(
     State(agent): State<Arc<Agent>>,
     query: Result<Query<AuditQuery>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
-    let Query(AuditQuery { lines, follow, service, peer, client, event, reason, flow, since }) = query?;
+    let Query(asked) = query?;
+    tell_audit(agent, asked).await
+}
+
+/// The last ones alone: who follows holds a connection.
+pub async fn audit_past(
+    State(agent): State<Arc<Agent>>,
+    query: Result<Query<AuditQuery>, QueryRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let Query(asked) = query?;
+    tell_audit(agent, AuditQuery { follow: None, ..asked }).await
+}
+
+async fn tell_audit(agent: Arc<Agent>, asked: AuditQuery) -> Result<impl IntoResponse, Problem> {
+    let AuditQuery { lines, follow, service, peer, client, event, reason, flow, since } = asked;
     let lines = lines.unwrap_or(AUDIT_LINES).min(AUDIT_LINES_MAX);
     let since = since.map(|text| audit::since(&text, SystemTime::now())).transpose().map_err(Problem::refused)?;
     let service = service.map(|name| with_site(name, &agent.site));

@@ -62,6 +62,11 @@ impl Forward {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Records that wait, and how many may.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (QUEUE_MAX - self.queue.capacity(), QUEUE_MAX)
+    }
+
     /// Lets what waits leave, for a while.
     pub(super) async fn stop(self) {
         drop(self.queue);

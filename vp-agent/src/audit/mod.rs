@@ -201,6 +201,19 @@ impl Audit {
         forwards.iter().map(|forward| (forward.to, forward.lost())).collect()
     }
 
+    /// Bytes that wait for the disk, and how many may; none without a file.
+    #[must_use]
+    pub fn bytes_waiting(&self) -> Option<(usize, usize)> {
+        self.writer.as_ref().map(Writer::waiting)
+    }
+
+    /// Records that wait for each other log, and how many may.
+    #[must_use]
+    pub fn records_waiting(&self) -> Vec<(&'static str, (usize, usize))> {
+        let forwards = self.forwards.lock().unwrap_or_else(PoisonError::into_inner);
+        forwards.iter().map(|forward| (forward.to, forward.waiting())).collect()
+    }
+
     fn add(&self, log: &mut Log, record: &AuditRecord) -> Option<String> {
         let line = serde_json::to_string(record).ok()?;
         if self.writer.is_some() {

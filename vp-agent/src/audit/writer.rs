@@ -88,6 +88,11 @@ impl Writer {
         }
     }
 
+    /// Bytes of lines that the disk has not taken yet, and how many may be.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.shared.queue().lines.len(), QUEUE_BYTES_MAX)
+    }
+
     /// After logrotate moved the file away.
     pub(super) async fn reopen(&self) -> Result<(), String> {
         let (opened, answer) = oneshot::channel();

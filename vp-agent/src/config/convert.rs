@@ -6,7 +6,7 @@ use super::file::{self, File, Text};
 use super::keys::{self, KeyFileError};
 use super::peers::Peers;
 use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
-use super::{Config, Dns, HostNetworks, Reach, Workers, values};
+use super::{Config, Dns, HostNetworks, Page, Reach, Workers, page, values};
 use crate::audit::AuditSettings;
 use crate::control::offer;
 use crate::health::Check;
@@ -86,6 +86,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
     let any_trust = trust.authorities().next().is_some();
     let clients = r.clients(file.clients.as_deref().unwrap_or_default(), &pool)?;
     let metrics = r.optional("metrics", file.metrics.as_ref(), values::socket_address)?;
+    let page = file.page.as_ref().map(|page| r.page(page)).transpose()?;
     let audit = file.audit.as_ref().map(|audit| r.audit(audit)).transpose()?.unwrap_or_default();
     let dns = file.dns.as_ref().map(|dns| r.dns(dns, &pool)).transpose()?;
     if let (Some(address), Some(text)) = (metrics, &file.metrics)
@@ -127,6 +128,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         reach,
         audit,
         metrics,
+        page,
         dns,
         checks: reader.checks,
         warnings: reader.warnings,
@@ -287,6 +289,16 @@ impl Reader<'_> {
                 )
             })
         })
+    }
+
+    fn page(&self, page: &file::Page) -> Result<Page> {
+        let listen = self.text("page.listen", &page.listen, page::listen)?;
+        let token_file = self.text("page.token_file", &page.token_file, values::path)?;
+        // A file that is checked for another machine, or by who may not see its secrets, is checked without them.
+        if !self.host.interfaces.is_empty() {
+            self.text("page.token_file", &page.token_file, |_| page::read_token(&token_file))?;
+        }
+        Ok(Page { listen, token_file })
     }
 
     fn dns(&self, dns: &file::Dns, pool: &Pool) -> Result<Dns> {

@@ -35,6 +35,7 @@ pub struct File {
     pub map: Option<Vec<Spanned<Map>>>,
     pub audit: Option<Spanned<Audit>>,
     pub metrics: Option<Text>,
+    pub page: Option<Page>,
     pub dns: Option<Dns>,
 }
 
@@ -144,6 +145,13 @@ pub struct Map {
     pub ports: Option<Spanned<Vec<Text>>>,
     pub callers: Option<Spanned<Vec<Text>>>,
     pub limits: Option<Limits>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Page {
+    pub listen: Text,
+    pub token_file: Text,
 }
 
 #[derive(Debug, Deserialize)]

@@ -41,8 +41,15 @@ impl KeyFileError {
 }
 
 pub fn read(path: &Path) -> Result<Zeroizing<[u8; 32]>, KeyFileError> {
-    let text = read_text(path, FILE_BYTES_MAX)?;
-    values::key(text.trim_end()).map_err(|error| KeyFileError::Malformed(path.to_owned(), error))
+    values::key(&read_secret(path)?).map_err(|error| KeyFileError::Malformed(path.to_owned(), error))
+}
+
+/// What the file has, without the end of its line.
+pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let mut text = read_text(path, FILE_BYTES_MAX)?;
+    let length = text.trim_end().len();
+    text.truncate(length);
+    Ok(text)
 }
 
 /// The first so many bytes of a file that nobody else may use.

@@ -11,6 +11,7 @@ pub mod keys;
 mod limits;
 #[cfg(test)]
 mod limits_tests;
+pub mod page;
 mod peers;
 mod requests;
 #[cfg(test)]
@@ -20,6 +21,7 @@ pub mod values;
 pub use credentials::{Credentials, Member};
 pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
+pub use page::Page;
 pub use requests::{check, exposure, exposure_warnings, mapping, mapping_warnings, stock_peer};
 
 use crate::audit::AuditSettings;
@@ -74,6 +76,7 @@ pub struct Config {
     pub reach: Reach,
     pub audit: AuditSettings,
     pub metrics: Option<SocketAddr>,
+    pub page: Option<Page>,
     /// Absent: no names are served.
     pub dns: Option<Dns>,
     /// How targets of the file's services are checked.

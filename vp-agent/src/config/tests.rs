@@ -167,9 +167,9 @@ fn workers_are_a_number_or_as_the_machine_has_use_for() {
 
 #[test]
 fn what_is_not_the_yaml_we_expect_is_refused() {
-    let keys = "site, key, listen, interface, workers, mtu, flows_max, aes, state_dir, socket, pool, reach, uplink, hub, trust, \
-                certificate, revocations, peers, tenants, clients, expose, map, audit, \
-                metrics or dns";
+    let keys = "site, key, listen, interface, workers, mtu, flows_max, aes, state_dir, socket, pool, reach, uplink, hub, \
+                issuer, trust, certificate, revocations, peers, tenants, clients, expose, map, audit, \
+                metrics, page or dns";
     let parse_bare = |text: &str| match Config::parse(Path::new("agent.yaml"), text, &machine()) {
         Ok(_) => panic!("no error for:\n{text}"),
         Err(error) => error.to_string(),
@@ -228,6 +228,10 @@ fn values_are_refused_where_they_stand() {
     wrong("audit: audit.jsonl\n", ":3:8: audit: \"audit.jsonl\" is no absolute path, expected one that begins with /");
     let long = "/x".repeat(60);
     wrong(&format!("socket: {long}\n"), ":3:9: socket: the path has 120 bytes, expected at most 107");
+    wrong(
+        "page: {listen: 0.0.0.0:9108, token_file: /etc/vp/page.token}\n",
+        ":3:16: page.listen: 0.0.0.0:9108 is not loopback, expected an address such as 127.0.0.1:9108",
+    );
     wrong(
         "metrics: localhost\n",
         ":3:10: metrics: \"localhost\" is no address and port, expected such as 0.0.0.0:51820 or \"[::]:51820\"",

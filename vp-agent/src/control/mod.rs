@@ -38,7 +38,9 @@ use vp::addr::{Name, PeerId};
 use vp::identity::Refusal;
 use vp::node::Event;
 use vp_proto::control::control_client::ControlClient;
-use vp_proto::control::{ExplainRequest, ExplainResponse, ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute};
+use vp_proto::control::{
+    ClockRequest, ClockResponse, ExplainRequest, ExplainResponse, ProbeOutcome, ProbeRequest, ProbeResponse, ReplyRoute,
+};
 
 /// Packets of one peer that wait for their turn; TCP sends again what finds no room.
 const PACKETS_MAX: usize = 256;
@@ -258,6 +260,15 @@ impl<L: Link> Control<L> {
         let ExplainResponse { rule, limit, observed, .. } = response;
         let (rule, observed) = (printable(&rule), printable(&observed));
         Ok(Ok(FarAllowed { rule, limit: limit.map(|limit| printable(&limit)), observed, reply_route }))
+    }
+
+    /// By how many milliseconds the peer's clock is ahead of this one, as of the middle of the question.
+    pub async fn clock(&self, peer: PeerId) -> Result<i64, AskError> {
+        let mut client = self.client(peer).ok_or(AskError::Closed)?;
+        let (start, begun) = (Instant::now(), crate::clock::unix_millis());
+        let ClockResponse { unix_millis } = answer(client.clock(ClockRequest {})).await?;
+        let middle = begun.saturating_add(u64::try_from(start.elapsed().as_millis() / 2).unwrap_or(u64::MAX));
+        Ok(i64::try_from(i128::from(unix_millis) - i128::from(middle)).unwrap_or(i64::MAX))
     }
 
     fn client(&self, peer: PeerId) -> Option<ControlClient<Channel>> {

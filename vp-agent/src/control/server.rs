@@ -24,9 +24,9 @@ use vp::node::{Allowed, Source};
 use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
-    Attendance, Credential, CredentialsRequest, ExplainRequest, ExplainResponse, Introductions, JoinRequest,
-    JoinResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest, RegisterResponse,
-    RenewRequest, RenewResponse, ReplyRoute,
+    Attendance, ClockRequest, ClockResponse, Credential, CredentialsRequest, ExplainRequest, ExplainResponse,
+    Introductions, JoinRequest, JoinResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest,
+    RegisterResponse, RenewRequest, RenewResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
@@ -240,6 +240,11 @@ impl<L: Link> Control for Service<L> {
         let RenewRequest { serial } = request.into_inner();
         let (refused, certificate) = join::write_answer(self.link.renew(self.peer, serial).await)?;
         Ok(Response::new(RenewResponse { refused, certificate }))
+    }
+
+    async fn clock(&self, _: Request<ClockRequest>) -> Result<Response<ClockResponse>, Status> {
+        self.admit()?;
+        Ok(Response::new(ClockResponse { unix_millis: crate::clock::unix_millis() }))
     }
 
     async fn probe(&self, request: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

@@ -40,6 +40,8 @@ pub struct Handle {
     counters: Arc<Counters>,
     stop: Arc<AtomicBool>,
     port: u16,
+    /// Only to see how many wait: whoever sends them decides when they end.
+    events: async_mpsc::WeakSender<Event>,
 }
 
 /// One worker, as others reach it.
@@ -106,6 +108,13 @@ impl Handle {
         self.port
     }
 
+    /// Events that wait for the control thread, and how many may.
+    #[must_use]
+    pub fn events_waiting(&self) -> (usize, usize) {
+        let waiting = self.events.upgrade().map(|events| EVENTS_MAX - events.capacity());
+        (waiting.unwrap_or(0), EVENTS_MAX)
+    }
+
     /// What each worker took of the processor, the first one first.
     #[must_use]
     pub fn worker_times(&self) -> Vec<Duration> {
@@ -146,7 +155,7 @@ pub fn start(plane: DataPlane) -> io::Result<(Handle, async_mpsc::Receiver<Event
     let workers: Arc<[Reach]> = plane.queues.iter().map(reach).collect::<io::Result<_>>()?;
     let (counters, stop) = (Arc::new(Counters::default()), Arc::new(AtomicBool::new(false)));
     let port = plane.queues.first().ok_or(io::ErrorKind::InvalidInput)?.udp.local_address()?.port();
-    let handle = Handle { commands, workers, counters, stop, port };
+    let handle = Handle { commands, workers, counters, stop, port, events: events.downgrade() };
     let shared = Arc::new(Shared::new(plane.node, plane.journal, events, handle.clone()));
     let (mut first, mut others) = (Some(inbox), Vec::new());
     // The first one last: it waits for the others at its end.

@@ -13,6 +13,8 @@ mod tests;
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use ruleset::Timeouts;
+pub use ruleset::name as table_name;
+use serde_json::Value;
 use std::io::{ErrorKind, Write};
 use std::process::{Command, Output, Stdio};
 use vp::catalogue::Exposure;
@@ -89,6 +91,12 @@ impl Firewall {
     pub async fn remove(self) -> Result<()> {
         run(ruleset::remove(&ruleset::name(&self.interface))).await
     }
+}
+
+/// All tables of this host, as nft tells programs.
+pub async fn listing() -> Result<Value> {
+    let output = nft(vec!["-j".to_owned(), "list".to_owned(), "ruleset".to_owned()], None).await?;
+    serde_json::from_slice(&output.stdout).context("reading what nft lists")
 }
 
 /// One transaction: all of it or nothing.

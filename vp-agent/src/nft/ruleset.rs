@@ -46,7 +46,8 @@ impl Timeouts {
 }
 
 /// Of our table for this interface.
-pub(super) fn name(interface: &str) -> String {
+#[must_use]
+pub fn name(interface: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
     format!("vp_{}", interface.chars().map(plain).collect::<String>())
 }

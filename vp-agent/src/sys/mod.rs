@@ -1,14 +1,19 @@
-//! The kernel, where only `unsafe` reaches it: the TUN device, the UDP socket, waiting. The only unsafe code of the
-//! project. Each function proves what its call needs; nothing here decides anything, or knows what a packet means.
+//! The kernel, where only `unsafe` reaches it: the TUN device, the UDP socket, waiting, what interfaces
+//! and paths can do. The only unsafe code of the project. Each function proves what its call needs; nothing here decides
+//! anything, or knows what a packet means.
 
 #![deny(clippy::undocumented_unsafe_blocks)]
 
+mod ethtool;
 mod host;
+mod path;
 mod poll;
 mod tun;
 mod udp;
 
+pub use ethtool::{Feature, driver, has_feature};
 pub use host::{ThreadClock, effective_user};
+pub use path::PathQuestion;
 pub use poll::{Poller, Ready, Token, Waker};
 pub use tun::{Tun, TunOffload};
 pub use udp::{Datagrams, Message, Receiver, Sender, Sent, Udp};

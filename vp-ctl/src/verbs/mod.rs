@@ -23,6 +23,7 @@ mod reload;
 mod revocations;
 mod services;
 mod status;
+mod top;
 mod unexpose;
 mod unmap;
 mod whois;
@@ -50,6 +51,7 @@ pub enum Verb {
     Explain(explain::Explain),
     Audit(audit::Audit),
     Doctor(doctor::Doctor),
+    Top(top::Top),
     Gather(gather::Gather),
     Key(key::Key),
     Invite(invite::Invite),
@@ -84,6 +86,7 @@ impl Verb {
             Self::Explain(verb) => verb.run(client, screen),
             Self::Audit(verb) => verb.run(client, screen),
             Self::Doctor(verb) => verb.run(client, screen),
+            Self::Top(verb) => verb.run(client, screen),
             Self::Gather(verb) => verb.run(client, screen),
             Self::Key(verb) => verb.run(screen),
             Self::Invite(verb) => verb.run(client, screen),

@@ -1,5 +1,9 @@
 //! The figures, as Prometheus reads them. Everything is counted where it happens; here it only gets its name.
 
+mod kernel;
+mod services;
+mod text;
+
 use crate::agent::Agent;
 use crate::dns::counts::{Kind, Outcome};
 use prometheus_client::encoding::text::encode;
@@ -10,8 +14,13 @@ use prometheus_client::registry::Registry;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vp::addr::Family as IpFamily;
 use vp::identity::JoinRefusal;
-use vp::node::{Reason, Relayed};
+use vp::node::{Reason, Relayed, Tables};
 use vp_proto::api;
+
+pub use text::Form;
+
+/// What may carry a peer's datagrams, by the words of `vp-ctl status`.
+const PATHS: [&str; 3] = ["direct", "relayed", "tls"];
 
 type Labels = Vec<(String, String)>;
 type Floats = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -19,27 +28,39 @@ type Floats = Family<Labels, Gauge<f64, AtomicU64>>;
 /// What a scrape sees: figures of one moment.
 struct Figures {
     peers: Vec<api::PeerStatus>,
+    of_services: Vec<api::ServiceFigures>,
+    tables: Tables,
     services: Vec<api::Service>,
     presences: Vec<api::Presence>,
     flows: api::FlowTable,
     drops: Vec<(&'static str, u64)>,
-    pool: Vec<(IpFamily, usize, usize)>,
+    pool: Vec<PoolFigures>,
     events_lost: u64,
     relayed: Relayed,
     hub_sites: usize,
     limits: Vec<api::LimitStatus>,
 }
 
-/// In the text format, version 0.0.4 and OpenMetrics alike.
-pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
+struct PoolFigures {
+    family: IpFamily,
+    held: usize,
+    resting: usize,
+    size: usize,
+}
+
+/// As text in this form.
+pub async fn render(agent: &Agent, form: Form) -> Result<String, crate::dataplane::Gone> {
     let figures = agent.handle.call(|node, _, now| {
         let used = node.presence_blocks();
         let pool = |family: IpFamily| {
             let of_family = used.iter().filter(|block| IpFamily::of(block.addr()) == family);
-            (family, of_family.count(), node.settings().pool.size(family))
+            let resting = node.resting_addresses(family);
+            PoolFigures { family, held: of_family.count(), resting, size: node.settings().pool.size(family) }
         };
         Figures {
             peers: node.peers(now).into_iter().map(|(_, peer)| peer).collect(),
+            of_services: node.service_figures(),
+            tables: node.tables(),
             services: node.services(),
             presences: node.presences(),
             flows: node.flow_table(),
@@ -52,19 +73,21 @@ pub async fn render(agent: &Agent) -> Result<String, crate::dataplane::Gone> {
         }
     });
     let figures = figures.await?;
-    let audit_lost = agent.audit.lost();
     let mut registry = Registry::with_prefix("vp");
     peers(&mut registry, &figures.peers);
     flows(&mut registry, &figures);
     limits(&mut registry, &figures.limits);
+    services::register(&mut registry, &figures.of_services);
     identity(&mut registry, agent);
     joining(&mut registry, agent);
     registered(&mut registry, agent);
-    shell(&mut registry, agent, &figures, audit_lost);
+    shell(&mut registry, agent, &figures);
+    queues(&mut registry, agent);
+    kernel::register(&mut registry, agent).await;
     let mut text = String::new();
     // Writing to a string cannot fail.
     encode(&mut text, &registry).ok();
-    Ok(text)
+    Ok(form.of(text))
 }
 
 fn label(name: &str, value: &str) -> Labels {
@@ -74,14 +97,23 @@ fn label(name: &str, value: &str) -> Labels {
 fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
     let (received, sent) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
     let (packets_in, packets_out) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+    let (expected, arrived) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
     let (up, age, rtt) = (Family::<Labels, Gauge>::default(), Floats::default(), Floats::default());
+    let (paths, waiting) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
     for peer in peers {
         let of_peer = label("peer", &peer.name());
         received.get_or_create(&of_peer).inc_by(peer.rx_bytes);
         sent.get_or_create(&of_peer).inc_by(peer.tx_bytes);
         packets_in.get_or_create(&of_peer).inc_by(peer.rx_packets);
         packets_out.get_or_create(&of_peer).inc_by(peer.tx_packets);
+        expected.get_or_create(&of_peer).inc_by(peer.expected_packets);
+        arrived.get_or_create(&of_peer).inc_by(peer.arrived_packets);
         up.get_or_create(&of_peer).set(i64::from(peer.state == "up"));
+        waiting.get_or_create(&of_peer).set(whole(peer.waiting_packets));
+        for path in PATHS {
+            let labels = [of_peer.clone(), label("path", path)].concat();
+            paths.get_or_create(&labels).set(i64::from(peer.path == path));
+        }
         if let Some(seconds) = peer.handshake_age_seconds {
             age.get_or_create(&of_peer).set(seconds as f64);
         }
@@ -95,7 +127,11 @@ fn peers(registry: &mut Registry, peers: &[api::PeerStatus]) {
     registry.register("peer_transmit_packets", "Datagrams sent to the peer", packets_out);
     registry.register("peer_up", "Whether a session with the peer exists", up);
     registry.register("peer_handshake_age_seconds", "Since the session's keys were made", age);
-    registry.register("peer_round_trip_seconds", "Of the last handshake", rtt);
+    registry.register("peer_round_trip_seconds", "Along the path in use, or of the last handshake", rtt);
+    registry.register("peer_path", "1 for the path that carries the peer's datagrams", paths);
+    registry.register("peer_expected_packets", "Messages that the peer sent, as its numbers show", expected);
+    registry.register("peer_arrived_packets", "Those of them that arrived; the others were lost on the way", arrived);
+    registry.register("peer_waiting_packets", "Packets that wait for a session with the peer", waiting);
 }
 
 fn flows(registry: &mut Registry, figures: &Figures) {
@@ -112,10 +148,12 @@ fn flows(registry: &mut Registry, figures: &Figures) {
         drops.get_or_create(&label("reason", reason)).inc_by(*packets);
     }
     let (used, size) = (Family::<Labels, Gauge>::default(), Floats::default());
-    for (family, held, room) in figures.pool.iter().filter(|(_, _, room)| *room > 0) {
-        let of_family = label("family", &family.to_string());
-        used.get_or_create(&of_family).set(*held as i64);
-        size.get_or_create(&of_family).set(*room as f64);
+    let resting = Family::<Labels, Gauge>::default();
+    for pool in figures.pool.iter().filter(|pool| pool.size > 0) {
+        let of_family = label("family", &pool.family.to_string());
+        used.get_or_create(&of_family).set(pool.held as i64);
+        resting.get_or_create(&of_family).set(pool.resting as i64);
+        size.get_or_create(&of_family).set(pool.size as f64);
     }
     registry.register("service_flows", "Open flows to a service of this site", of_service);
     registry.register("presence_flows", "Open flows to a service of another site", of_presence);
@@ -132,6 +170,15 @@ fn flows(registry: &mut Registry, figures: &Figures) {
     registry.register("relayed_bytes", "Bytes of them", counter(figures.relayed.bytes));
     registry.register("hub_sites", "Sites that attend at this hub", gauge(figures.hub_sites as u64));
     registry.register("pool_leases", "Leases of pool addresses", used);
+    registry.register("pool_resting_addresses", "Given up not long ago, and kept for who had them", resting);
+    let Tables { fragment_bytes, fragment_bytes_max, callers } = figures.tables;
+    registry.register(
+        "callers",
+        "Hosts that called, or were called by, this site and have an address",
+        gauge(callers as u64),
+    );
+    registry.register("fragments_held_bytes", "Fragments that wait for their first one", gauge(fragment_bytes as u64));
+    registry.register("fragments_held_max_bytes", "Room for them", gauge(fragment_bytes_max as u64));
     registry.register("pool_addresses", "Addresses that the pool can give", size);
 }
 
@@ -209,14 +256,14 @@ fn registered(registry: &mut Registry, agent: &Agent) {
     }
 }
 
-fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: u64) {
+fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures) {
     let counters = agent.handle.counters();
     let counted = |value: &AtomicU64| counter(value.load(Ordering::Relaxed));
     let offload = Family::<Labels, Gauge>::default();
     offload.get_or_create(&label("offload", agent.offload.word())).set(1);
     let lost = counter(figures.events_lost + counters.events_lost.load(Ordering::Relaxed));
     registry.register("events_lost", "Events that found no room on their way to the audit log", lost);
-    registry.register("audit_lost", "Audit lines that could not be written", counter(audit_lost));
+    registry.register("audit_lost", "Audit lines that could not be written", counter(agent.audit.lost()));
     let not_forwarded = Family::<Labels, Counter>::default();
     for (to, lost) in agent.audit.not_forwarded() {
         not_forwarded.get_or_create(&label("to", to)).inc_by(lost);
@@ -232,6 +279,16 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
         "Datagrams of streams faster than this gateway, dropped so that others do not wait",
         counted(&counters.congestion_drops),
     );
+    registry.register(
+        "send_overloads",
+        "Datagrams that found a queue of the kernel full",
+        counted(&counters.send_overload),
+    );
+    registry.register(
+        "truncated_messages",
+        "Messages from the network that were cut short",
+        counted(&counters.truncated_messages),
+    );
     registry.register("unsegmented_sends", "Sends without segmentation offload", counted(&counters.unsegmented_sends));
     let queries = Family::<Labels, Counter>::default();
     for (kind, outcome) in Kind::ALL.iter().flat_map(|kind| Outcome::ALL.iter().map(move |outcome| (*kind, *outcome))) {
@@ -246,6 +303,28 @@ fn shell(registry: &mut Registry, agent: &Agent, figures: &Figures, audit_lost: 
     }
     registry.register("worker_cpu_seconds", "Processor time of each data thread", processor);
     registry.register("uptime_seconds", "Since the start", gauge(agent.started.elapsed().as_secs()));
+    let build = Family::<Labels, Gauge>::default();
+    build
+        .get_or_create(&[label("version", env!("CARGO_PKG_VERSION")), label("site", agent.site.as_str())].concat())
+        .set(1);
+    registry.register("build_info", "What runs here; always 1", build);
+}
+
+/// What waits on its way from one thread to another, or to the disk.
+fn queues(registry: &mut Registry, agent: &Agent) {
+    let (waiting, room) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let add = |queue: &str, (held, max): (usize, usize)| {
+        waiting.get_or_create(&label("queue", queue)).set(held as i64);
+        room.get_or_create(&label("queue", queue)).set(max as i64);
+    };
+    add("events", agent.handle.events_waiting());
+    agent.audit.records_waiting().into_iter().for_each(|(to, waiting)| add(to, waiting));
+    registry.register("queue_entries", "Events, or records for another log, that wait", waiting);
+    registry.register("queue_entries_max", "How many may", room);
+    if let Some((held, max)) = agent.audit.bytes_waiting() {
+        registry.register("audit_queue_bytes", "Audit lines that the disk has not taken yet", gauge(held as u64));
+        registry.register("audit_queue_max_bytes", "Room for them", gauge(max as u64));
+    }
 }
 
 fn counter(value: u64) -> Counter {
@@ -256,6 +335,10 @@ fn counter(value: u64) -> Counter {
 
 fn gauge(value: u64) -> Gauge {
     let gauge = Gauge::default();
-    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+    gauge.set(whole(value));
     gauge
+}
+
+fn whole(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
