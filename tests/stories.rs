@@ -7,7 +7,7 @@ mod sim;
 use sim::*;
 use std::net::IpAddr;
 use std::time::Duration;
-use vp::node::{Event, FlowEnd, Reason};
+use vp::node::{Event, FlowEnd, Reason, Resting};
 use vp::packet::Offload;
 
 const CLOUD: &str = "192.0.2.1:51820";
@@ -73,6 +73,40 @@ fn a_request_arrives_from_a_presence_and_its_answer_comes_back_from_one() {
     assert!(syn.from.0.to_string().starts_with("10.0.9."), "{:?}", syn.from);
     assert_eq!((syn.from.1, syn.sequence, syn.flags.as_str(), syn.hops), (4000, 100, "S", 62));
     assert_eq!(syn.mss, Some(1380));
+}
+
+#[test]
+fn what_rests_gets_no_new_flows_and_keeps_the_old_and_the_other_site_refuses_early() {
+    let mut world = world();
+    let (web, caller) = connect(&mut world);
+    let rest = |world: &mut World, resting: Resting| {
+        world.gateway("cloud").node.rest([(name("web"), resting)].into());
+        world.exchange_offers();
+        world.run(Duration::from_millis(100));
+    };
+    // Its other target is of the other family, so nobody is left for these flows.
+    rest(&mut world, Resting { targets: [address("10.0.0.5")].into(), ..Resting::default() });
+    world.send("factory", &tcp((plc(), 4001), (web, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert!(world.gateway("cloud").take_delivered().is_empty());
+    assert_eq!(
+        (world.gateway("factory").drops(Reason::ServiceDown), world.gateway("cloud").drops(Reason::ServiceDown)),
+        (0, 1)
+    );
+
+    rest(&mut world, Resting { whole: true, ..Resting::default() });
+    world.send("factory", &tcp((plc(), 4002), (web, 80), "S", 100, 0, b""));
+    world.send("factory", &tcp((plc(), 4000), (web, 80), "PA", 101, 501, b"GET /"));
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.gateway("factory").drops(Reason::ServiceDown), 1);
+    assert_eq!(read(&world.gateway("factory").take_one()).flags, "AR");
+    let request = read(&world.gateway("cloud").take_one());
+    assert_eq!((request.payload.as_slice(), request.from.0), (&b"GET /"[..], caller));
+
+    rest(&mut world, Resting::default());
+    world.send("factory", &tcp((plc(), 4003), (web, 80), "S", 100, 0, b""));
+    world.run(Duration::from_millis(100));
+    assert_eq!(read(&world.gateway("cloud").take_one()).flags, "S");
 }
 
 #[test]

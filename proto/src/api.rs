@@ -11,6 +11,7 @@
 //! | POST /v1/unmap       | [`UnmapRequest`]   | [`Done`]               |
 //! | POST /v1/expose      | [`ExposeRequest`]  | [`Done`]               |
 //! | POST /v1/unexpose    | [`UnexposeRequest`]| [`Done`]               |
+//! | POST /v1/drain       | [`DrainRequest`]   | [`Done`]               |
 //! | POST /v1/ping        | [`PingRequest`]    | `Vec<`[`Step`]`>`      |
 //! | POST /v1/explain     | [`ExplainRequest`] | [`Explanation`]        |
 //! | GET /v1/doctor       |                    | `Vec<`[`Finding`]`>`   |
@@ -189,6 +190,22 @@ pub struct Service {
     pub wire_addresses: Vec<String>,
     pub flows: u64,
     pub origin: String,
+    /// `up`, `down` or `drained`: whether new flows are taken.
+    #[serde(default)]
+    pub state: String,
+    /// Those of its targets that take none.
+    #[serde(default)]
+    pub resting: Vec<RestingTarget>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingTarget {
+    pub address: String,
+    /// `down` or `drained`.
+    pub state: String,
+    /// What its last check said.
+    #[serde(default)]
+    pub detail: Option<String>,
 }
 
 /// A service of another site that this site may use.
@@ -292,6 +309,19 @@ pub struct ExposeRequest {
     pub allow: Vec<String>,
     /// `masquerade` (default) or `presence`.
     pub source: Option<String>,
+    /// How its targets are checked: `tcp/8080`, or `http/8080/healthz`; absent: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<String>,
+}
+
+/// Of a service of this site, or of all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequest {
+    pub service: Option<String>,
+    /// One of its targets; absent: all.
+    pub target: Option<String>,
+    /// False: takes new flows again.
+    pub drained: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@ use super::settings::{Exposure, Target};
 use super::{Clients, NamedCaller, NamedHost, Offer, OfferedService};
 use crate::addr::{Family, Holder, Identity, LeaseError, Leases, Name, Pool, from_bits, to_bits, wire};
 use ipnet::IpNet;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -16,6 +16,14 @@ pub struct Exposed {
     pub index: u16,
     pub host_bits: u8,
     pub flows: u32,
+    pub resting: Resting,
+}
+
+/// What of a service takes no new flows, because it does not answer or the operator wants it empty. Open flows go on.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Resting {
+    pub whole: bool,
+    pub targets: BTreeSet<IpAddr>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -49,6 +57,20 @@ impl Exposed {
         backends.iter().copied().chain(one).filter(move |a| Family::of(*a) == family)
     }
 
+    #[must_use]
+    pub fn takes_new(&self, target: IpAddr) -> bool {
+        !self.resting.whole && !self.resting.targets.contains(&target)
+    }
+
+    /// Whether nothing of it takes new flows.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        match &self.exposure.target {
+            Target::Backends(backends) => !backends.iter().any(|backend| self.takes_new(*backend)),
+            Target::Prefix(_) => self.resting.whole,
+        }
+    }
+
     /// The wire index that stands for this target; none if it is not one of the service's.
     #[must_use]
     pub fn index_of(&self, target: IpAddr) -> Option<u16> {
@@ -80,7 +102,7 @@ impl Exposed {
             ipv6: self.has(Family::V6),
             ports: self.exposure.ports.clone(),
             labels: BTreeMap::new(),
-            healthy: true,
+            healthy: !self.rests(),
         }
     }
 
@@ -156,8 +178,9 @@ impl ExposedServices {
         }
         for (name, (exposure, index, host_bits)) in next {
             let number = self.number_for(&name);
-            let flows = self.get(number).map_or(0, |service| service.flows);
-            self.services.insert(number, Exposed { exposure: exposure.clone(), index, host_bits, flows });
+            let known = self.get(number).map(|service| (service.flows, service.resting.clone()));
+            let (flows, resting) = known.unwrap_or_default();
+            self.services.insert(number, Exposed { exposure: exposure.clone(), index, host_bits, flows, resting });
             self.by_index.insert(index, number);
         }
         Ok(granted)
@@ -180,6 +203,13 @@ impl ExposedServices {
 
     pub fn get_mut(&mut self, number: u32) -> Option<&mut Exposed> {
         self.services.get_mut(&number)
+    }
+
+    /// What rests now, by service, in place of what did before.
+    pub fn rest(&mut self, mut resting: BTreeMap<Name, Resting>) {
+        for service in self.services.values_mut() {
+            service.resting = resting.remove(&service.exposure.name).unwrap_or_default();
+        }
     }
 
     #[must_use]

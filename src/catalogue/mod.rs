@@ -9,7 +9,7 @@ mod settings;
 
 pub use callers::{Caller, Callers};
 pub use clients::Clients;
-pub use exposed::{Exposed, ExposedServices};
+pub use exposed::{Exposed, ExposedServices, Resting};
 pub use offer::{NamedCaller, NamedHost, OFFER_SERVICES_MAX, Offer, OfferedService};
 pub use presences::{LeaseChanges, PeerOffer, Presence, Presences};
 pub use settings::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};

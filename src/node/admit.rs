@@ -33,6 +33,8 @@ pub(super) struct Outward {
     pub rule: usize,
     pub wire_destination: IpAddr,
     pub wire_port: u16,
+    /// Whether the service takes new flows.
+    pub takes_new: bool,
 }
 
 /// A caller of a peer's site may use a service of this site.
@@ -52,6 +54,10 @@ impl Node {
             return self.resume_outbound(packet, now);
         }
         let outward = self.judge_outbound(&tuple)?;
+        if !outward.takes_new && is_opening(packet) {
+            let service = self.presences.get(outward.presence).map(|presence| presence.service.clone());
+            return Err(Refused { service, ..Refused::because(Reason::ServiceDown).of(outward.peer) });
+        }
         let caller = Holder::CallerIndex { address: tuple.source };
         let index = self.lease(&caller, now).map_err(|reason| Refused::because(reason).of(outward.peer))?;
         let Some((_, index)) = wire::parse(index) else { return Err(Refused::because(Reason::PoolFull)) };
@@ -100,7 +106,14 @@ impl Node {
         }
         let index = service.index + presence.offset(tuple.destination);
         let wire_destination = wire::service(Family::of(tuple.destination), index);
-        Ok(Outward { peer: *peer, presence: number, rule, wire_destination, wire_port: port })
+        Ok(Outward {
+            peer: *peer,
+            presence: number,
+            rule,
+            wire_destination,
+            wire_port: port,
+            takes_new: service.healthy,
+        })
     }
 
     pub(super) fn admit_inbound(&mut self, peer: PeerId, packet: &Packet, now: Instant) -> Result<FlowId, Refused> {
@@ -117,12 +130,13 @@ impl Node {
             return Err(Refused::because(Reason::UnrelatedIcmp).of(peer));
         }
         let inward = self.judge_inbound(peer, &tuple)?;
+        let target = self.target_now(peer, &inward, packet)?;
         self.check_service_limits(peer, inward.service, now)?;
         let refused = |reason| Refused::because(reason).of(peer);
         let caller = self.caller_presence(peer, tuple.source).ok_or_else(|| refused(Reason::SpoofedSource))?;
         let presence = self.lease(&caller, now).map_err(refused)?;
         let site = FiveTuple {
-            source: inward.target,
+            source: target,
             destination: presence,
             source_port: tuple.destination_port,
             destination_port: tuple.source_port,
@@ -153,6 +167,26 @@ impl Node {
         let target = targets.max_by_key(|target| weight(*target, tuple));
         let target = target.ok_or_else(|| refuse(Reason::NotExposed))?;
         Ok(Inward { service: number, rule, target })
+    }
+
+    /// Targets that rest get no new flows. What is in mid-stream was open before, most likely to one that does not rest either.
+    fn target_now(&self, peer: PeerId, inward: &Inward, packet: &Packet) -> Result<IpAddr, Refused> {
+        let tuple = &packet.head.tuple;
+        let (Some(service), Some((_, index))) = (self.exposed.get(inward.service), wire::parse(tuple.destination))
+        else {
+            return Ok(inward.target);
+        };
+        let targets = service.targets(Family::of(tuple.destination), index);
+        let awake = targets.filter(|target| !service.resting.targets.contains(target));
+        let awake = awake.max_by_key(|target| weight(*target, tuple));
+        match awake {
+            _ if !is_opening(packet) => Ok(awake.unwrap_or(inward.target)),
+            Some(target) if !service.resting.whole => Ok(target),
+            _ => {
+                let name = ServiceName { service: service.exposure.name.clone(), site: self.settings.site.clone() };
+                Err(Refused::because(Reason::ServiceDown).of(peer).to(&name))
+            }
+        }
     }
 
     fn check_service_limits(&mut self, peer: PeerId, service: u32, now: Instant) -> Result<(), Refused> {
@@ -360,6 +394,11 @@ pub(super) fn caller_rule(presence: &Presence, source: IpAddr, client: Option<&N
         CallerSelector::Client(name) => client == Some(name),
         CallerSelector::Prefix(prefix) => prefix.contains(&source),
     })
+}
+
+/// Whether it begins something, as far as can be told.
+fn is_opening(packet: &Packet) -> bool {
+    !matches!(packet.head.kind, Kind::Tcp(_)) || initial_sequence(packet).is_some()
 }
 
 /// There are at most a few hundred.

@@ -1,7 +1,7 @@
 //! What the shell wants: settings, offers, packets of the control channel.
 
 use super::hub::{IntroducedSites, RelayBuckets, Relayed};
-use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates};
+use super::{Event, FlowEnd, Node, OfferError, Output, Peer, Peers, REJECTS_PER_SECOND, Rates, Resting};
 use super::{Settings, SettingsError, Sweep};
 use crate::addr::{Family, Grant, Holder, Leases, Limits, Name, PeerId, Pool};
 use crate::catalogue::{Callers, Clients, ExposedServices, LeaseChanges, Mapping, Offer, PeerOffer, Presences};
@@ -299,6 +299,14 @@ impl Node {
         if let Some(key) = self.peer(peer).map(|peer| peer.settings.public_key) {
             self.find_paths(&key, now);
         }
+    }
+
+    /// What takes no new flows from now on, by service, in place of what took none before.
+    pub fn rest(&mut self, resting: BTreeMap<Name, Resting>) {
+        let before = self.offered();
+        self.exposed.rest(resting);
+        let changed = self.offered().changed_since(&before);
+        self.events.extend(changed.into_iter().map(Event::OfferChanged));
     }
 
     /// From now on flows must be told of. While the log they are told to cannot be written, those that are open go on and no

@@ -64,6 +64,8 @@ reasons! {
     FlowLimit = "flow-limit",
     /// The service's rate is used up.
     RateLimit = "rate-limit",
+    /// The service takes no new flows at present: it does not answer its site's checks, or it is drained.
+    ServiceDown = "service-down",
     /// The permission that the flow had was taken away.
     Revoked = "revoked",
     /// There is no way to the peer at present.

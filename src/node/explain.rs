@@ -81,6 +81,10 @@ impl Node {
             return Err(("limits here", reason, change_here(reason, call, presence)));
         }
         steps.push(ok("limits here", "there is room for a new flow".to_owned()));
+        if !outward.takes_new {
+            let change = format!("at {}, see the service's targets (vp-ctl status), or end its drain", service.site);
+            return Err(("peer", Reason::ServiceDown, change));
+        }
         steps
             .push(ok("peer", format!("{} offers it, inside the tunnel at {}", service.site, outward.wire_destination)));
         let status = self.peer_status(outward.peer, now).filter(|status| status.state == "up");
@@ -129,7 +133,8 @@ impl Node {
         let inward = self.judge_inbound(peer, &tuple).map_err(|refused| refused.reason)?;
         let rule = exposed.exposure.allow.get(inward.rule).map(ToString::to_string).unwrap_or_default();
         let caller = self.caller_presence(peer, tuple.source).ok_or(Reason::SpoofedSource)?;
-        let limit = self.used_up(peer, &caller, Some(inward.service), now);
+        let rests = exposed.rests().then_some(Reason::ServiceDown);
+        let limit = rests.or_else(|| self.used_up(peer, &caller, Some(inward.service), now));
         Ok(Allowed { rule, limit, source: exposed.exposure.source })
     }
 

@@ -26,7 +26,7 @@ mod settings;
 mod timeout;
 
 pub use crate::addr::Limits;
-pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, ServicePattern, Source, Target};
+pub use crate::catalogue::{CallerSelector, Client, Exposure, Mapping, Resting, ServicePattern, Source, Target};
 pub use drop::{Drops, Reason};
 pub use event::{Denial, Event, FlowEnd, FlowRecord, Opener};
 pub use explain::{Allowed, Call};

@@ -155,6 +155,8 @@ impl Node {
             wire_addresses: service.wire_blocks().map(|block| block_text(&block)).collect(),
             flows: service.flows.into(),
             origin: String::new(),
+            state: String::new(),
+            resting: Vec::new(),
         };
         self.exposed.iter().map(service).collect()
     }

@@ -32,8 +32,8 @@ impl Node {
                 destination_port: tuple.source_port,
                 protocol: tuple.protocol,
             };
-            let inward = self.judge_inbound(peer, &asked).ok()?;
-            (inward.target == tuple.source).then_some((asked, inward))
+            // Any of its targets: which one had the flow depended on which of them took new ones then.
+            Some((asked, self.judge_inbound(peer, &asked).ok()?))
         };
         let indices = self.exposed.iter().filter_map(|(_, service)| service.index_of(tuple.source));
         let (asked, inward) = indices.filter_map(serves).next().ok_or_else(refused)?;

@@ -40,6 +40,15 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
         let detail = format!("{count} mapped services have no address here; {first}");
         findings.push(finding("mapping-without-address", "error", detail, "enlarge `pool`, or map services by name"));
     }
+    for (service, address, why) in agent.health.failures() {
+        let detail = format!("{address} of service {service} gets no new flows: {why}");
+        findings.push(finding(
+            "target-down",
+            "warning",
+            detail,
+            "see that the server runs, and that this gateway reaches it",
+        ));
+    }
     if agent.offload != TunOffload::TcpAndUdp {
         let detail = format!("the TUN has {}, which costs speed", agent.offload.word());
         findings.push(finding("tun-offload-missing", "warning", detail, "run Linux 6.2 or later"));

@@ -12,6 +12,7 @@ pub mod control;
 pub mod dataplane;
 pub mod dns;
 pub mod doctor;
+pub mod health;
 pub mod identity;
 pub mod link;
 pub mod metrics;

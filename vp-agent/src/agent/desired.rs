@@ -1,13 +1,16 @@
 //! What is wanted of the node and of the host, and the host brought in line with it.
 
 use super::Refused;
-use crate::config::{Config, Reach};
+use crate::config::{self, Config, Reach};
 use crate::dataplane::Handle;
+use crate::health::{self, Check};
 use crate::netlink::{self, Network};
 use crate::nft;
 use crate::state::Runtime;
-use std::net::SocketAddr;
-use vp::node::Mapping;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use vp::addr::{Limits, Name};
+use vp::node::{Exposure, Mapping};
 
 /// What the file and vp-ctl want, and what of the host is ours.
 pub struct Desired {
@@ -42,6 +45,21 @@ impl Desired {
         }
         self.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         Ok(())
+    }
+
+    /// Each target that is checked, and how. The file's entry stands where vp-ctl speaks of the same service.
+    #[must_use]
+    pub fn checks(&self) -> BTreeMap<(Name, IpAddr), Check> {
+        let of_file = self.config.settings.exposures.iter();
+        let of_file =
+            of_file.filter_map(|exposure| Some((exposure.clone(), self.config.checks.get(&exposure.name)?.clone())));
+        let of_runtime = self.runtime.expose.iter().filter_map(|request| {
+            let exposure = config::exposure(request, Limits::default(), &self.config.settings).ok()?;
+            let in_file = self.config.exposed_at(&exposure.name).is_some();
+            Some((exposure, config::check(request).ok()??)).filter(|_| !in_file)
+        });
+        let checked: Vec<(Exposure, Check)> = of_file.chain(of_runtime).collect();
+        health::targets(checked.iter().map(|(exposure, check)| (&exposure.name, &exposure.target, check)))
     }
 
     /// The number of the tunnels' interface.

@@ -22,6 +22,7 @@ use crate::config::{self, Config, ConfigError, FieldError, HostNetworks};
 use crate::control::Control;
 use crate::dataplane::{self, DataPlane, Handle, Queue};
 use crate::dns::Dns;
+use crate::health::Health;
 use crate::identity::{Identities, Kept, PeerName};
 use crate::link::AgentLink;
 use crate::netlink::{self, Network};
@@ -55,6 +56,7 @@ pub struct Agent {
     pub identities: Arc<Identities>,
     /// A hub's.
     pub registry: Option<Arc<Registry>>,
+    pub health: Health,
     pub started: Instant,
     pub offload: TunOffload,
     pub listen: SocketAddr,
@@ -173,6 +175,7 @@ impl Agent {
             control,
             identities,
             registry,
+            health: Health::default(),
             started: Instant::now(),
             offload,
             listen,
@@ -198,6 +201,7 @@ impl Agent {
             let settings = running.agent.handle.call(|node, _, _| node.settings().clone()).await?;
             running.agent.configure(settings, &carriers).await?;
         }
+        running.agent.rest().await;
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
         if let Err(error) = applied {
             running.stop().await;
@@ -239,6 +243,7 @@ impl Agent {
         let socket = wanted.config.socket.clone();
         drop(wanted);
         self.registry.iter().for_each(|registry| registry.read_again());
+        self.rest().await;
         self.endpoints_changed.notify_one();
         self.dns.changed.notify_one();
         warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
@@ -271,8 +276,19 @@ impl Agent {
             return Err(error);
         }
         drop(wanted);
+        self.rest().await;
         self.tell("configuration", what);
         Ok(clashes)
+    }
+
+    /// Tells the node what takes no new flows now.
+    pub async fn rest(&self) {
+        let wanted = self.wanted.lock().await;
+        let drained = wanted.runtime.drained.clone();
+        let Ok(exposures) = self.handle.call(|node, _, _| node.settings().exposures.clone()).await else { return };
+        let resting = self.health.resting(&drained, &exposures);
+        // A data thread that is gone takes the whole agent with it.
+        self.handle.call(move |node, _, _| node.rest(resting)).await.ok();
     }
 
     /// What was in force before a change that the host did not take.

@@ -28,6 +28,7 @@ pub(super) fn spawn(agent: &Arc<Agent>, syncer: &Arc<Syncer>) {
         tokio::spawn(every(crate::registry::REVIEW_PAUSE, async move || registry.review().await));
     }
     tokio::spawn(crate::dns::run(agent.clone()));
+    tokio::spawn(crate::health::run(agent.clone()));
     tokio::spawn(follow_endpoints(agent.clone()));
     tokio::spawn(follow_audit(agent.clone()));
     let restored = agent.clone();

@@ -3,6 +3,7 @@
 
 mod ask;
 mod change;
+mod drain;
 mod explain;
 mod peers;
 mod show;
@@ -43,6 +44,7 @@ pub fn routes(agent: Arc<Agent>) -> Router {
         .route("/v1/unexpose", post(change::unexpose))
         .route("/v1/add-peer", post(peers::add))
         .route("/v1/remove-peer", post(peers::remove))
+        .route("/v1/drain", post(drain::drain))
         .route("/v1/reload", post(change::reload))
         .route("/v1/revocations", post(change::revocations))
         .route("/v1/ping", post(ask::ping))

@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::broadcast;
@@ -55,9 +56,10 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
             dns: None,
             health: Vec::new(),
         };
-        (shown, node.peers(now))
+        (shown, node.peers(now), settings.exposures.clone())
     });
-    let (mut status, peers) = query.await?;
+    let (mut status, peers, exposures) = query.await?;
+    let exposures: BTreeMap<&str, _> = exposures.iter().map(|exposure| (exposure.name.as_str(), exposure)).collect();
     let wanted = agent.wanted.lock().await;
     status.uptime_seconds = agent.started.elapsed().as_secs();
     status.interface.clone_from(&wanted.config.interface);
@@ -81,6 +83,8 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<api::Status> {
     }
     for service in &mut status.services {
         wanted.origin_of_exposure(&service.name).clone_into(&mut service.origin);
+        let exposure = exposures.get(service.name.as_str()).copied();
+        agent.health.show(service, exposure, &wanted.runtime.drained);
     }
     drop(wanted);
     status.health = crate::doctor::health(&agent).await;

@@ -9,6 +9,7 @@ use super::requests::{self, exposure_warnings, mapping, mapping_warnings};
 use super::{Config, Dns, HostNetworks, Reach, Workers, values};
 use crate::audit::AuditSettings;
 use crate::control::offer;
+use crate::health::Check;
 use crate::state::kept_leases;
 use ipnet::IpNet;
 use serde_saphyr::{Location, Spanned};
@@ -46,6 +47,7 @@ pub(super) struct Reader<'a> {
     pub(super) host: &'a HostNetworks,
     warnings: Vec<String>,
     lines: BTreeMap<String, u64>,
+    checks: BTreeMap<Name, Check>,
     /// What `state_dir` has, read when it is first asked for.
     leases: OnceCell<Leases>,
 }
@@ -53,7 +55,14 @@ pub(super) struct Reader<'a> {
 pub(super) type Result<T> = std::result::Result<T, ConfigError>;
 
 pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
-    let mut reader = Reader { file: path, host, lines: BTreeMap::new(), warnings: Vec::new(), leases: OnceCell::new() };
+    let mut reader = Reader {
+        file: path,
+        host,
+        lines: BTreeMap::new(),
+        checks: BTreeMap::new(),
+        warnings: Vec::new(),
+        leases: OnceCell::new(),
+    };
     let r = &mut reader;
     let site = r.text("site", &file.site, Name::new)?;
     let state_dir = r.path("state_dir", file.state_dir.as_ref(), STATE_DIR)?;
@@ -114,6 +123,7 @@ pub fn convert(path: &Path, file: File, host: &HostNetworks) -> Result<Config> {
         audit,
         metrics,
         dns,
+        checks: reader.checks,
         warnings: reader.warnings,
         lines: reader.lines,
     })
@@ -356,6 +366,7 @@ impl Reader<'_> {
                 ports: strings(&entry.ports.value),
                 allow: entry.allow.as_ref().map(|allow| strings(&allow.value)).unwrap_or_default(),
                 source: entry.source.as_ref().map(|source| source.value.clone()),
+                health: entry.health.as_ref().map(|health| health.value.clone()),
             };
             let exposure = requests::exposure_alone(&request, limits, settings).and_then(|exposure| {
                 bytes += offer::service_bytes_max(&exposure, named);
@@ -367,6 +378,9 @@ impl Reader<'_> {
                 self.fail(at, error)
             })?;
             let name = &exposure.name;
+            if let Some(check) = requests::check(&request).map_err(|error| self.fail(*referenced, error))? {
+                self.checks.insert(name.clone(), check);
+            }
             names
                 .add(self, name, &entry.name, |line| format!("service {name} is there twice, first in line {line}"))?;
             for warning in exposure_warnings(&exposure, settings, any_trust) {
@@ -503,6 +517,7 @@ fn expose_place(entry: &file::Expose, error: &FieldError) -> Option<Location> {
         "ports" => Some(list_place(&entry.ports, error)),
         "allow" => entry.allow.as_ref().map(|allow| list_place(allow, error)),
         "source" => entry.source.as_ref().map(|source| source.referenced),
+        "health" => entry.health.as_ref().map(|health| health.referenced),
         _ => None,
     }
 }

@@ -99,6 +99,7 @@ pub struct Expose {
     pub allow: Option<Spanned<Vec<Text>>>,
     pub source: Option<Text>,
     pub limits: Option<Limits>,
+    pub health: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -16,10 +16,11 @@ pub mod values;
 pub use credentials::{Credentials, Member};
 pub use error::{ConfigError, FieldError, one_line};
 pub use keys::{KeyFileError, make as create_key, read as read_key};
-pub use requests::{exposure, exposure_warnings, mapping, mapping_warnings, stock_peer};
+pub use requests::{check, exposure, exposure_warnings, mapping, mapping_warnings, stock_peer};
 
 use crate::audit::AuditSettings;
 use crate::carrier::{CarrierSettings, ListenerSettings};
+use crate::health::Check;
 use crate::registry::EtcdSettings;
 use ipnet::IpNet;
 use serde_saphyr::options::{AliasLimits, DuplicateKeyPolicy, MergeKeyPolicy};
@@ -67,6 +68,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Absent: no names are served.
     pub dns: Option<Dns>,
+    /// How targets of the file's services are checked.
+    pub checks: BTreeMap<Name, Check>,
     /// What is not wrong but perhaps not meant, one line each.
     pub warnings: Vec<String>,
     /// The lines of the file's services and mappings.

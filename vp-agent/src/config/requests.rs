@@ -4,6 +4,7 @@ use super::error::FieldError;
 use super::peers::PEERS_MAX;
 use super::values;
 use crate::control::offer;
+use crate::health::Check;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -61,7 +62,18 @@ pub(super) fn exposure_alone(
             return Err(FieldError::new("source", message));
         }
     };
+    if let (Some(_), Target::Prefix(_)) = (check(request)?, &target) {
+        return Err(FieldError::new(
+            "health",
+            "a prefix has no targets to check, expected an address or a list of them",
+        ));
+    }
     Ok(Exposure { name, target, ports, allow, source, limits })
+}
+
+/// How the targets of what `expose` says are checked.
+pub fn check(request: &ExposeRequest) -> Result<Option<Check>, FieldError> {
+    request.health.as_ref().map(|text| field("health", text, Check::from_str)).transpose()
 }
 
 fn target(texts: &[String], pool: &Pool) -> Result<Target, FieldError> {

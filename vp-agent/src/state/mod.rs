@@ -6,7 +6,7 @@ mod journal;
 mod runtime;
 
 pub use journal::{FileJournal, Syncer, kept_leases};
-pub use runtime::{Endpoints, KeptIdentity, Port, Runtime};
+pub use runtime::{Drained, Endpoints, KeptIdentity, Port, Runtime};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

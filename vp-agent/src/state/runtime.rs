@@ -5,7 +5,7 @@ use super::{StateDir, StateError, read_own, write_whole};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use vp_proto::api::{AddPeerRequest, ExposeRequest, MapRequest};
 
@@ -23,11 +23,21 @@ pub struct Runtime {
     pub expose: Vec<ExposeRequest>,
     #[serde(default)]
     pub peers: Vec<AddPeerRequest>,
+    #[serde(default)]
+    pub drained: Vec<Drained>,
+}
+
+/// What the operator wants empty; neither: all of this site.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drained {
+    pub service: Option<String>,
+    pub target: Option<IpAddr>,
 }
 
 impl Default for Runtime {
     fn default() -> Self {
-        Self { version: VERSION, map: Vec::new(), expose: Vec::new(), peers: Vec::new() }
+        Self { version: VERSION, map: Vec::new(), expose: Vec::new(), peers: Vec::new(), drained: Vec::new() }
     }
 }
 

@@ -31,6 +31,9 @@ pub struct Expose {
     /// Whom the server sees: the gateway (masquerade), or an address of the pool for each caller (presence)
     #[arg(long, short, value_enum, value_name = "SOURCE")]
     source: Option<Source>,
+    /// How its targets are checked: tcp/PORT, or http/PORT/PATH
+    #[arg(long, value_name = "CHECK")]
+    health: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -41,12 +44,12 @@ enum Source {
 
 impl Expose {
     pub fn run(self, client: &Client, screen: &Screen) -> Result<Outcome, Failure> {
-        let Self { name, target, ports, allow, source } = self;
+        let Self { name, target, ports, allow, source, health } = self;
         let source = source.map(|source| match source {
             Source::Masquerade => "masquerade".to_owned(),
             Source::Presence => "presence".to_owned(),
         });
-        let request = ExposeRequest { name, target, ports, allow, source };
+        let request = ExposeRequest { name, target, ports, allow, source, health };
         let answer = client.post("/v1/expose", &request)?;
         let ExposeRequest { name, target, ports, allow, .. } = request;
         let done: Done = screen.show(&answer, |_, page| {

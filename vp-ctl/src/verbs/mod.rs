@@ -6,6 +6,7 @@ mod certificate;
 mod check;
 mod completions;
 mod doctor;
+mod drain;
 mod explain;
 mod expose;
 mod flows;
@@ -35,6 +36,8 @@ pub enum Verb {
     Unmap(unmap::Unmap),
     Expose(expose::Expose),
     Unexpose(unexpose::Unexpose),
+    Drain(drain::Drain),
+    Undrain(drain::Undrain),
     Peer(peer::Peer),
     Services(services::Services),
     Status(status::Status),
@@ -64,6 +67,8 @@ impl Verb {
             Self::Unmap(verb) => verb.run(client, screen),
             Self::Expose(verb) => verb.run(client, screen),
             Self::Unexpose(verb) => verb.run(client, screen),
+            Self::Drain(verb) => verb.run(client, screen),
+            Self::Undrain(verb) => verb.run(client, screen),
             Self::Peer(verb) => verb.run(client, screen),
             Self::Services(verb) => verb.run(client, screen),
             Self::Status(verb) => verb.run(client, screen),

@@ -129,8 +129,9 @@ fn callers(callers: &[api::CallerPresence]) -> Table {
 }
 
 fn services(services: &[api::Service]) -> Table {
-    let mut table = Table::new(&["NAME", "TARGET", "PORTS", "ALLOW", "SOURCE", "WIRE ADDRESS", "FLOWS", "FROM"]);
-    for api::Service { name, target, ports, allow, source, wire_addresses, flows, origin } in services {
+    let mut table =
+        Table::new(&["NAME", "TARGET", "PORTS", "ALLOW", "SOURCE", "WIRE ADDRESS", "STATE", "FLOWS", "FROM"]);
+    for api::Service { name, target, ports, allow, source, wire_addresses, flows, origin, state, resting } in services {
         table.row([
             strong(name),
             text(target),
@@ -138,9 +139,14 @@ fn services(services: &[api::Service]) -> Table {
             list(allow),
             text(source),
             list(wire_addresses),
+            judged(state),
             number(flows),
             text(origin),
         ]);
+        for api::RestingTarget { address, state, detail } in resting {
+            let detail = detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+            table.note(Some(format!("{address} is {state}{detail}")));
+        }
     }
     table
 }

@@ -196,7 +196,7 @@ fn every_verb_has_help_with_an_example_and_a_man_page() {
     let readme = include_str!("../../../README.md");
     let whole = run(command(Path::new("/nonexistent"), "--help"), "").out;
     let verbs: Vec<&str> =
-        "map unmap expose unexpose peer services status flows whois ping explain audit doctor gather key check reload \
+        "map unmap expose unexpose drain undrain peer services status flows whois ping explain audit doctor gather key check reload \
                             completions"
             .split_whitespace()
             .collect();
