@@ -25,8 +25,8 @@ use vp::policy::Bucket;
 use vp_proto::control::control_server::{Control, ControlServer};
 use vp_proto::control::{
     Attendance, ClockRequest, ClockResponse, Credential, CredentialsRequest, ExplainRequest, ExplainResponse,
-    Introductions, JoinRequest, JoinResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse, RegisterRequest,
-    RegisterResponse, RenewRequest, RenewResponse, ReplyRoute,
+    Introductions, JoinRequest, JoinResponse, OffersRequest, ProbeOutcome, ProbeRequest, ProbeResponse,
+    RegisterRequest, RegisterResponse, RenewRequest, RenewResponse, ReplyRoute,
 };
 
 /// Most requests are a few names and numbers; the largest is a site's attendance.
