@@ -241,7 +241,7 @@ pub fn judged(word: &str) -> Cell {
     let style = match word {
         "ok" | "up" | "open" | "allowed" | "established" | "valid" => GOOD,
         "failed" | "error" | "denied" | "down" | "offer-refused" | "expired" | "revoked" => BAD,
-        "warning" | "connecting" | "away" | "not-offered" | "closed" => DOUBTFUL,
+        "warning" | "connecting" | "away" | "not-offered" | "closed" | "drained" => DOUBTFUL,
         "none" | "skipped" | "waiting" => FAINT,
         _ => PLAIN,
     };
