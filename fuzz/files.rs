@@ -10,7 +10,8 @@ pub fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
         let name = path.file_name().expect("a file").to_string_lossy().into_owned();
         (name, fs::read(&path).expect("readable"))
     };
-    let mut files: Vec<_> = entries.map(|entry| read(entry.expect("entry").path())).collect();
+    let paths = entries.map(|entry| entry.expect("entry").path()).filter(|path| path.is_file());
+    let mut files: Vec<_> = paths.map(read).collect();
     files.sort();
     assert!(!files.is_empty());
     files

@@ -20,12 +20,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Only of hubs, of certificates, and of logs beside the file.
-const ELSEWHERE: [&str; 4] = [
+/// Only of certificates, of logs beside the file, and of hubs that share their registry.
+const ELSEWHERE: [&str; 6] = [
     "vp_certificate_remaining_seconds",
     "vp_revocations_version",
     "vp_audit_not_forwarded_total",
     "vp_service_denials_total",
+    "vp_registry_shared_reads_total",
+    "vp_registry_shared_up",
 ];
 const IPERF_PORT: u16 = 5201;
 
@@ -33,8 +35,11 @@ const IPERF_PORT: u16 = 5201;
 fn every_figure_is_described_and_the_examples_ask_for_no_other() {
     story(|lab| {
         let plan = Plan::named("same", Families::Both)?;
-        let factory = "map:\n  - service: web.cloud\n    callers: [10.0.0.2]\ndns: {zone: vp}\n".to_owned();
-        let world = World::new(lab, &Setup { factory, ..Setup::new(&plan) })?;
+        let factory =
+            "map:\n  - service: web.cloud\n    callers: [10.0.0.2]\ndns: {zone: vp}\nuplink: 1Gbit\n".to_owned();
+        let setup = Setup::new(&plan);
+        let cloud = setup.cloud.clone() + "hub: {}\n";
+        let world = World::new(lab, &Setup { factory, cloud, ..setup })?;
         let factory = &world.factories[0];
         let web = world.cloud.address(Family::V4)?;
         let _server = TcpServer::http(&world.cloud.host.namespace, (web, 80), "web of cloud")?;

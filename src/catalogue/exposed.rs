@@ -33,6 +33,8 @@ pub struct ExposedServices {
     last_number: u32,
     by_name: BTreeMap<Name, u32>,
     by_index: BTreeMap<u16, u32>,
+    /// Whether anything rests, so that packets need not ask.
+    any_rests: bool,
 }
 
 impl Exposed {
@@ -205,8 +207,21 @@ impl ExposedServices {
         self.services.get_mut(&number)
     }
 
+    #[must_use]
+    pub fn any_rests(&self) -> bool {
+        self.any_rests
+    }
+
+    /// Whether something rests in another way than this.
+    #[must_use]
+    pub fn rests_otherwise(&self, resting: &BTreeMap<Name, Resting>) -> bool {
+        let none = Resting::default();
+        self.services.values().any(|service| service.resting != *resting.get(&service.exposure.name).unwrap_or(&none))
+    }
+
     /// What rests now, by service, in place of what did before.
     pub fn rest(&mut self, mut resting: BTreeMap<Name, Resting>) {
+        self.any_rests = !resting.is_empty();
         for service in self.services.values_mut() {
             service.resting = resting.remove(&service.exposure.name).unwrap_or_default();
         }

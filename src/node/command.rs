@@ -300,6 +300,9 @@ impl Node {
 
     /// What takes no new flows from now on, by service, in place of what took none before.
     pub fn rest(&mut self, resting: BTreeMap<Name, Resting>) {
+        if !self.exposed.rests_otherwise(&resting) {
+            return;
+        }
         let before = self.offered();
         self.exposed.rest(resting);
         let changed = self.offered().changed_since(&before);

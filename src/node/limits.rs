@@ -148,10 +148,15 @@ impl Node {
 
     /// Whether a flow that has ended may begin anew, if that is what this packet does.
     pub(super) fn check_reopened(&mut self, id: FlowId, traffic: &Traffic, now: Instant) -> Result<(), Reason> {
-        if self.limiter.is_idle() || !self.table.would_reopen(id, traffic) {
+        if self.limiter.is_idle() && !self.exposed.any_rests() || !self.table.would_reopen(id, traffic) {
             return Ok(());
         }
-        let share = self.table.get(id).and_then(|flow| flow.share);
+        let Some(flow) = self.table.get(id) else { return Ok(()) };
+        let service = self.exposed.get(flow.owner.service).filter(|_| flow.opened_by == Direction::Inbound);
+        if service.is_some_and(|service| !service.takes_new(flow.site.source)) {
+            return Err(Reason::ServiceDown);
+        }
+        let share = flow.share;
         let refused = share.and_then(|share| self.limiter.reopen(share, now));
         refused.map_or(Ok(()), |what| Err(of_exceeding(what)))
     }

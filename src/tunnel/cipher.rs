@@ -19,9 +19,9 @@ pub(super) const COUNTER_BIT: u64 = 1 << 63;
 const HEADER_BYTES: usize = 16;
 const TAG_BYTES: usize = 16;
 const KEY_BYTES: usize = 32;
-/// Datagrams under one key. Of full ones that is as much as RFC 8446 section 5.5 allows (2^24.5 records of 16 KB) for an
-/// attacker's chance of 2^-57; what comes after is sealed with the first cipher, until the next session.
-const SEALED_MAX: u64 = 1 << 28;
+/// Bytes under one key: less than RFC 8446 section 5.5 allows (2^24.5 records of 16 KB) for an attacker's chance of 2^-57. What
+/// comes after is sealed with the first cipher, until the next session.
+const SEALED_BYTES_MAX: u64 = 1 << 38;
 /// A grant is told so often, at least so long after the one before.
 const GRANTS_MAX: u8 = 4;
 const GRANT_AGAIN: Duration = Duration::from_secs(1);
@@ -65,12 +65,12 @@ pub(super) struct Ciphers {
 
 struct Opener {
     index: u32,
-    secret: Zeroizing<[u8; KEY_BYTES]>,
+    /// Until it was used.
+    secret: Option<Zeroizing<[u8; KEY_BYTES]>>,
     key: LessSafeKey,
     window: Window,
     told: u8,
     told_at: Instant,
-    used: bool,
 }
 
 pub(super) struct Sealer {
@@ -78,7 +78,8 @@ pub(super) struct Sealer {
     session: u32,
     index: u32,
     key: LessSafeKey,
-    sealed: u64,
+    counter: u64,
+    bytes: u64,
 }
 
 /// What was opened.
@@ -98,26 +99,33 @@ impl Ciphers {
         }
         let opener = self.openers[0].as_mut()?;
         let is_due = opener.told == 0 || opener.told < GRANTS_MAX && now >= opener.told_at + GRANT_AGAIN;
-        if opener.used || !is_due {
-            return None;
-        }
+        let secret = opener.secret.clone().filter(|_| is_due)?;
         (opener.told, opener.told_at) = (opener.told + 1, now);
-        Some(Grant { index, secret: opener.secret.clone() })
+        Some(Grant { index, secret })
     }
 
     /// The peer's grant, which came in this session. The first one counts: a counter never starts again under a key.
     pub fn take(&mut self, session: u32, grant: &Grant) {
         if self.sealer.as_ref().is_none_or(|known| known.session != session) {
-            self.sealer = key(&grant.secret).map(|key| Sealer { session, index: grant.index, key, sealed: 0 });
+            self.sealer =
+                key(&grant.secret).map(|key| Sealer { session, index: grant.index, key, counter: 0, bytes: 0 });
         }
     }
 
     pub fn sealer(&mut self, session: Option<u32>) -> Option<&mut Sealer> {
-        self.sealer.as_mut().filter(|sealer| Some(sealer.session) == session && sealer.sealed < SEALED_MAX)
+        self.sealer.as_mut().filter(|sealer| sealer.is_for(session))
     }
 
     pub fn has_sealer(&self, session: Option<u32>) -> bool {
-        self.sealer.as_ref().is_some_and(|sealer| Some(sealer.session) == session && sealer.sealed < SEALED_MAX)
+        self.sealer.as_ref().is_some_and(|sealer| sealer.is_for(session))
+    }
+
+    /// Forgets the keys of sessions that are no more. Their indices come again, and a key must not.
+    pub fn keep(&mut self, lives: impl Fn(u32) -> bool) {
+        for opener in &mut self.openers {
+            opener.take_if(|opener| !lives(opener.index));
+        }
+        self.sealer.take_if(|sealer| !lives(sealer.session));
     }
 
     /// A datagram of the second cipher into `buffer`, which is as long. `counter` is without its highest bit.
@@ -133,13 +141,13 @@ impl Ciphers {
         if !opener.window.is_new(counter) {
             return Err(OpenError::Replayed);
         }
-        let sealed = datagram.get(HEADER_BYTES..).ok_or(OpenError::Malformed)?;
-        let buffer = buffer.get_mut(..sealed.len()).ok_or(OpenError::Malformed)?;
+        let sealed = datagram.get(HEADER_BYTES..).ok_or(OpenError::Unauthentic)?;
+        let buffer = buffer.get_mut(..sealed.len()).ok_or(OpenError::Unauthentic)?;
         buffer.copy_from_slice(sealed);
         let opened = opener.key.open_in_place(nonce(counter), Aad::empty(), buffer);
         let bytes = opened.map_err(|_| OpenError::Unauthentic)?.len();
         opener.window.note(counter);
-        let is_first = !std::mem::replace(&mut opener.used, true);
+        let is_first = opener.secret.take().is_some();
         Ok(Unsealed { bytes, is_first })
     }
 }
@@ -150,11 +158,15 @@ impl Opener {
         let mut secret = Zeroizing::new([0; KEY_BYTES]);
         SystemRandom::new().fill(secret.as_mut()).ok()?;
         let key = key(&secret)?;
-        Some(Self { index, secret, key, window: Window::default(), told: 0, told_at: now, used: false })
+        Some(Self { index, secret: Some(secret), key, window: Window::default(), told: 0, told_at: now })
     }
 }
 
 impl Sealer {
+    fn is_for(&self, session: Option<u32>) -> bool {
+        Some(self.session) == session && self.bytes < SEALED_BYTES_MAX
+    }
+
     /// The datagram's bytes in `into`, which has room for them.
     pub fn seal(&mut self, packet: &[u8], into: &mut [u8]) -> Option<usize> {
         let bytes = HEADER_BYTES + packet.len() + TAG_BYTES;
@@ -162,10 +174,11 @@ impl Sealer {
         let (inner, tag) = sealed.split_at_mut(packet.len());
         header[..4].copy_from_slice(&4_u32.to_le_bytes());
         header[4..8].copy_from_slice(&self.index.to_le_bytes());
-        header[8..].copy_from_slice(&(self.sealed | COUNTER_BIT).to_le_bytes());
+        header[8..].copy_from_slice(&(self.counter | COUNTER_BIT).to_le_bytes());
         inner.copy_from_slice(packet);
-        let nonce = nonce(self.sealed);
-        self.sealed += 1;
+        let nonce = nonce(self.counter);
+        self.counter += 1;
+        self.bytes += bytes as u64;
         tag.copy_from_slice(self.key.seal_in_place_separate_tag(nonce, Aad::empty(), inner).ok()?.as_ref());
         Some(bytes)
     }
@@ -323,10 +336,10 @@ mod tests {
     }
 
     #[test]
-    fn a_key_ends_with_its_session_and_after_its_share_of_datagrams() {
+    fn a_key_ends_with_its_session_and_after_its_share_of_bytes() {
         let (mut receiver, mut sender) = pair(Instant::now());
         assert!(sender.sealer(None).is_none() && sender.sealer(Some(10)).is_none());
-        sender.sealer(Some(9)).expect("a key").sealed = SEALED_MAX - 1;
+        sender.sealer(Some(9)).expect("a key").bytes = SEALED_BYTES_MAX - 1;
         let last = seal(&mut sender, &[1]);
         assert!(!sender.has_sealer(Some(9)) && sender.sealer(Some(9)).is_none());
         open(&mut receiver, &last).expect("opened");
@@ -334,6 +347,21 @@ mod tests {
             receiver.grant(index, Instant::now());
         }
         assert_eq!(open(&mut receiver, &last), Err(OpenError::Unauthentic), "two sessions later");
+    }
+
+    #[test]
+    fn an_index_that_comes_again_has_another_key() {
+        let now = Instant::now();
+        let (mut receiver, mut sender) = pair(now);
+        let old = seal(&mut sender, &[1]);
+        receiver.keep(|_| false);
+        sender.keep(|_| false);
+        assert!(sender.sealer(Some(9)).is_none() && open(&mut receiver, &old).is_err());
+        sender.take(9, &receiver.grant(7, now).expect("a new key"));
+        assert_eq!(open(&mut receiver, &old), Err(OpenError::Unauthentic));
+        let new = seal(&mut sender, &[1]);
+        assert!(new != old, "under the same counter");
+        open(&mut receiver, &new).expect("opened");
     }
 
     #[test]

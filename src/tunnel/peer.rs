@@ -24,6 +24,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroize;
 
 /// REKEY_TIMEOUT: nobody is asked for a session more often.
 const RETRY: Duration = Duration::from_secs(5);
@@ -55,6 +56,10 @@ impl Message {
     pub fn data(data: &PacketData, datagram: &[u8]) -> Self {
         let counter = datagram.get(8..16).and_then(|c| c.try_into().ok()).map_or(u64::MAX, u64::from_le_bytes);
         Self::Data { index: data.receiver_idx, counter }
+    }
+
+    fn is_of_second_cipher(self) -> bool {
+        matches!(self, Self::Data { counter, .. } if counter & COUNTER_BIT != 0)
     }
 }
 
@@ -352,7 +357,7 @@ impl Peer {
             Message::Initiation | Message::Response { .. } | Message::Cookie | Message::Data { .. } => {}
         }
         let second = match message {
-            Message::Data { index, counter } if counter & COUNTER_BIT != 0 => Some((index, counter & !COUNTER_BIT)),
+            Message::Data { index, counter } if message.is_of_second_cipher() => Some((index, counter & !COUNTER_BIT)),
             _ => None,
         };
         let opened = match second {
@@ -380,6 +385,7 @@ impl Peer {
                 Ok(None)
             }
             (Some(Said::Grant(grant)), message) => {
+                buffer[..GRANT_BYTES].zeroize();
                 self.take_grant(message, &grant, now);
                 Ok(None)
             }
@@ -401,7 +407,7 @@ impl Peer {
             TunnResult::WriteToNetwork(answer) => {
                 let bytes = answer.len();
                 if let Message::Initiation = message {
-                    self.sessions.made(word(answer, 4), false, now);
+                    self.made(word(answer, 4), false, now);
                 }
                 transmits.space()[..bytes].copy_from_slice(answer);
                 self.commit(from, bytes, transmits, now);
@@ -441,6 +447,12 @@ impl Peer {
         }
     }
 
+    /// boringtun made a session. Its index may have been another's.
+    fn made(&mut self, index: u32, initiator: bool, now: Instant) {
+        self.sessions.made(index, initiator, now);
+        self.ciphers.iter_mut().for_each(|ciphers| ciphers.keep(|known| known != index));
+    }
+
     /// Data came in WireGuard's own cipher: the peer may use the other.
     fn grant(&mut self, index: u32, transmits: &mut Transmits, now: Instant) {
         if !self.settings.second_cipher || self.sessions.current_index(now) != Some(index) || !is_fast() {
@@ -468,7 +480,7 @@ impl Peer {
             // Anyone who saw the initiation could make one.
             Message::Cookie => return,
             Message::Response { index } => {
-                self.sessions.made(index, true, now);
+                self.made(index, true, now);
                 self.sessions.confirm(index, now);
                 if let Asking::Since { last, index: asked, .. } = self.asking {
                     self.rtt = (asked == index).then(|| now.saturating_duration_since(last)).or(self.rtt);
@@ -485,7 +497,9 @@ impl Peer {
         self.rx_bytes += bytes as u64;
         self.rx_packets += 1;
         self.last_received = now;
-        self.received_as_aged = self.aged;
+        if !message.is_of_second_cipher() {
+            self.received_as_aged = self.aged;
+        }
         self.unanswered = None;
         (self.held_from, self.held_rest) = (None, Duration::ZERO);
         if moves {
@@ -686,7 +700,10 @@ impl Peer {
         }
         if self.tunn.time_since_last_handshake().is_none() {
             self.sessions.forget_current();
+            self.ciphers = None;
         }
+        let sessions = &self.sessions;
+        self.ciphers.iter_mut().for_each(|ciphers| ciphers.keep(|index| sessions.carries(index, now)));
     }
 
     fn send_queued(&mut self, transmits: &mut Transmits, now: Instant) {

@@ -1,6 +1,7 @@
 //! What boringtun does not tell about the sessions of one peer: their ages on `now`, which of them the peer has proved
 //! to hold, and how far its counters are. No keys are here.
 
+use super::cipher::COUNTER_BIT;
 use std::time::{Duration, Instant};
 
 /// boringtun keeps so many sessions, each in the slot of its index modulo this.
@@ -18,7 +19,8 @@ struct Session {
     born: Instant,
     /// Whoever asked for a session asks for the next one.
     initiator: bool,
-    next_counter: u64,
+    /// Of each cipher, which count apart.
+    next_counter: [u64; 2],
 }
 
 #[derive(Default)]
@@ -34,7 +36,7 @@ pub(super) struct Sessions {
 impl Sessions {
     /// boringtun made a session with this receiver index.
     pub fn made(&mut self, index: u32, initiator: bool, now: Instant) {
-        self.slots[index as usize % SLOTS] = Some(Session { index, born: now, initiator, next_counter: 0 });
+        self.slots[index as usize % SLOTS] = Some(Session { index, born: now, initiator, next_counter: [0; 2] });
         // After 256 sessions their indices begin again.
         self.current = self.current.filter(|current| *current != index);
     }
@@ -66,18 +68,20 @@ impl Sessions {
     }
 
     /// The peer proved to hold this session, by data. True when nothing later of it was seen: neither a higher counter
-    /// nor a newer session.
+    /// in the same cipher nor a newer session.
     pub fn received(&mut self, index: u32, counter: u64, now: Instant) -> bool {
         self.confirm(index, now);
         let Some(session) = self.slots[index as usize % SLOTS].as_mut().filter(|session| session.index == index) else {
             return false;
         };
-        let latest = counter >= session.next_counter;
-        let next = session.next_counter.max(counter.saturating_add(1));
+        let (cipher, counter) = (usize::from(counter & COUNTER_BIT != 0), counter & !COUNTER_BIT);
+        let known = &mut session.next_counter[cipher];
+        let latest = counter >= *known;
+        let next = counter.saturating_add(1).max(*known);
         // A peer may number as it likes.
-        self.expected = self.expected.saturating_add(next - session.next_counter);
+        self.expected = self.expected.saturating_add(next - *known);
         self.arrived += 1;
-        session.next_counter = next;
+        *known = next;
         latest && self.current == Some(index)
     }
 

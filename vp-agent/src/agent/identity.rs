@@ -91,7 +91,7 @@ impl Agent {
     pub(super) async fn settle(&self) {
         let wanted = self.wanted.lock().await;
         let (settings, _) = self.effective(&wanted.config, &wanted.runtime);
-        if let Err(error) = self.configure(settings, &wanted.config.carriers).await {
+        if let Err(error) = self.configure(settings, &wanted.config.carriers, &wanted.runtime.drained).await {
             tracing::warn!("what peers are certified as is not in force yet: {error}");
             self.identities.review_again();
         }

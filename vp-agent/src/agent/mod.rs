@@ -30,7 +30,7 @@ use crate::link::AgentLink;
 use crate::netlink::{self, Network};
 use crate::nft;
 use crate::registry::Registry;
-use crate::state::{Endpoints, FileJournal, Port, Runtime, StateDir};
+use crate::state::{Drained, Endpoints, FileJournal, Port, Runtime, StateDir};
 use crate::sys::{Tun, TunOffload, Udp};
 use anyhow::{Context, Result};
 use carriers::Carriers;
@@ -242,9 +242,10 @@ impl Agent {
             reviewed: Notify::new(),
         });
         let running = Running::new(agent, events, notices, syncer, data);
+        let drained = running.agent.wanted.lock().await.runtime.drained.clone();
         if !carriers.is_empty() {
             let settings = running.agent.handle.call(|node, _, _| node.settings().clone()).await?;
-            running.agent.configure(settings, &carriers).await?;
+            running.agent.configure(settings, &carriers, &drained).await?;
         }
         running.agent.rest().await;
         let applied = running.agent.wanted.lock().await.apply_to_host(&running.agent.handle).await;
@@ -273,7 +274,7 @@ impl Agent {
         let identities_before = self.identities.configure(&config.credentials, &config.settings.peers);
         let (settings, clashes) = self.effective(&config, &wanted.runtime);
         warnings.extend(clashes);
-        if let Err(error) = self.configure(settings, &config.carriers).await {
+        if let Err(error) = self.configure(settings, &config.carriers, &wanted.runtime.drained).await {
             self.identities.put_back(identities_before);
             return Err(placed(error, &config));
         }
@@ -290,7 +291,6 @@ impl Agent {
         self.issuing.configure(wanted.config.issuer.clone());
         drop(wanted);
         self.registry.iter().for_each(|registry| registry.read_again());
-        self.rest().await;
         self.endpoints_changed.notify_one();
         self.dns.changed.notify_one();
         warnings.extend(crate::api::give_to_group(&socket).err().map(|error| format!("{error:#}")));
@@ -311,9 +311,9 @@ impl Agent {
         let (before, _) = self.effective(&wanted.config, &wanted.runtime);
         change(&mut runtime, &wanted.config, &before)?;
         let (settings, clashes) = self.effective(&wanted.config, &runtime);
-        self.configure(settings, &wanted.config.carriers).await?;
+        self.configure(settings, &wanted.config.carriers, &runtime.drained).await?;
         if let Err(error) = runtime.save(&self.state) {
-            self.configure(before, &wanted.config.carriers).await?;
+            self.configure(before, &wanted.config.carriers, &wanted.runtime.drained).await?;
             return Err(error.into());
         }
         let old = std::mem::replace(&mut wanted.runtime, runtime);
@@ -324,7 +324,6 @@ impl Agent {
             return Err(error);
         }
         drop(wanted);
-        self.rest().await;
         self.tell("configuration", what);
         Ok(clashes)
     }
@@ -341,7 +340,7 @@ impl Agent {
 
     /// What was in force before a change that the host did not take.
     async fn put_back(&self, wanted: &mut Desired, before: Settings) {
-        if let Err(error) = self.configure(before, &wanted.config.carriers).await {
+        if let Err(error) = self.configure(before, &wanted.config.carriers, &wanted.runtime.drained).await {
             tracing::error!("what was in force before cannot be put back: {error}");
         }
         if let Err(error) = wanted.apply_to_host(&self.handle).await {
@@ -355,12 +354,24 @@ impl Agent {
         effective(config, runtime, &self.learnt().endpoints, peers)
     }
 
-    async fn configure(&self, mut settings: Settings, wanted: &[(Name, CarrierSettings)]) -> Result<(), Refused> {
+    /// With what takes no new flows at once: nothing that is drained is open in between.
+    async fn configure(
+        &self,
+        mut settings: Settings,
+        wanted: &[(Name, CarrierSettings)],
+        drained: &[Drained],
+    ) -> Result<(), Refused> {
         let mut carriers = self.carriers.lock().await;
         self.start_carriers(&mut carriers, wanted, &mut settings).await?;
         // Something may have ended since these were put together.
         self.identities.keep_in_force(&mut settings.peers, unix_seconds());
-        let configured = self.handle.call(move |node, _, now| node.configure(settings, now)).await?;
+        let resting = self.health.resting(drained, &settings.exposures);
+        let configured = self.handle.call(move |node, _, now| {
+            node.configure(settings, now)?;
+            node.rest(resting);
+            Ok::<_, SettingsError>(())
+        });
+        let configured = configured.await?;
         self.peers_changed.store(true, Ordering::Relaxed);
         self.control.attendance_changed();
         configured?;

@@ -95,6 +95,7 @@ pub async fn unexpose(State(agent): State<Arc<Agent>>, request: Request<api::Une
                 "{name} is exposed in {place}, expected a change there and a reload"
             )));
         }
+        runtime.drained.retain(|drained| drained.service.as_ref() != Some(name));
         remove(&mut runtime.expose, |known| known.name == *name)
             .then_some(())
             .ok_or_else(|| Refused::Request(format!("{name} is not exposed")))

@@ -43,7 +43,12 @@ pub async fn drain(
 }
 
 fn check(Drained { service, target }: &Drained, settings: &Settings) -> Result<(), Refused> {
-    let Some(service) = service else { return Ok(()) };
+    let Some(service) = service else {
+        return match target {
+            Some(_) => Err(Refused::Request("a target without its service, expected both".to_owned())),
+            None => Ok(()),
+        };
+    };
     let exposure = settings.exposures.iter().find(|exposure| exposure.name.as_str() == service);
     let exposure = exposure.ok_or_else(|| Refused::Request(format!("{service:?} is no service of this site")))?;
     match target {

@@ -8,6 +8,7 @@ mod ruleset;
 mod servers;
 
 use crate::agent::Agent;
+use crate::health::TARGETS_MAX;
 use crate::netlink::HostNetworks;
 use crate::sys::{TunOffload, Udp};
 use ipnet::IpNet;
@@ -40,6 +41,10 @@ pub async fn health(agent: &Agent) -> Vec<Finding> {
     if let Ok(Some((count, first))) = refused.await {
         let detail = format!("{count} mapped services have no address here; {first}");
         findings.push(finding("mapping-without-address", "error", detail, "enlarge `pool`, or map services by name"));
+    }
+    if agent.wanted.lock().await.checks().len() >= TARGETS_MAX {
+        let detail = format!("no more than {TARGETS_MAX} targets are checked; what is behind them is taken for up");
+        findings.push(finding("checks-at-their-limit", "warning", detail, "take `health` away where it matters least"));
     }
     for (service, address, why) in agent.health.failures() {
         let detail = format!("{address} of service {service} gets no new flows: {why}");

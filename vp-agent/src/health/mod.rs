@@ -19,13 +19,14 @@ use vp::addr::Name;
 use vp::node::{Resting, Target};
 use vp_proto::api::{self, RestingTarget};
 
-/// Between the beginnings of two rounds. With what follows, a target that is gone gets no new flows after 4 s at most.
+/// Between the beginnings of two rounds. With what follows, a target that is gone gets no new flows after 4 s at most, as long as
+/// no more than `AT_ONCE` hang at once.
 const ROUND: Duration = Duration::from_secs(1);
 /// Failures and successes in a row after which a target is taken for down, and for up again.
 const IN_A_ROW: u8 = 2;
 /// Checks under way at once; with `TARGETS_MAX`, a round in which none answers takes 2 s.
 const AT_ONCE: usize = 256;
-/// Targets of all services that are checked; those behind these are taken for up, and that is said.
+/// Targets of all services that are checked; those behind these are taken for up, and the doctor says so.
 pub const TARGETS_MAX: usize = 512;
 
 /// What the last checks said.
@@ -91,7 +92,8 @@ impl Health {
             });
         }
         let mut changed = before;
-        while let Some(Ok((target, verdict))) = asked.join_next().await {
+        while let Some(joined) = asked.join_next().await {
+            let Ok((target, verdict)) = joined else { continue };
             let mut targets = self.targets();
             let judged = targets.entry(target.clone()).or_default();
             if judged.take(verdict) {

@@ -113,7 +113,10 @@ impl Add {
         }
         screen.print(&file)?;
         if private.is_some() && (qr || std::io::stdout().is_terminal()) {
-            screen.print(&Zeroizing::new(format!("\n{}", code(&file)?)))?;
+            match code(&file) {
+                Ok(code) => screen.print(&Zeroizing::new(format!("\n{code}")))?,
+                Err(why) => screen.note(&why),
+            }
         }
         screen.warn(&answer.warnings);
         Ok(Outcome::Done)
@@ -138,9 +141,12 @@ fn configuration(answer: &AddPeerResponse, private: Option<&str>) -> String {
 }
 
 /// As characters, two rows in one; black on white whatever the terminal's colours.
-fn code(text: &str) -> Result<String, Failure> {
-    let code = QrCode::with_error_correction_level(text, EcLevel::L);
-    let code = code.map_err(|error| Failure::Refused(format!("no QR code holds this configuration: {error}")))?;
+fn code(text: &str) -> Result<String, String> {
+    // Comments are for people.
+    let text: Zeroizing<String> =
+        Zeroizing::new(text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect());
+    let code = QrCode::with_error_correction_level(&*text, EcLevel::L);
+    let code = code.map_err(|error| format!("no QR code holds this configuration: {error}"))?;
     let drawn = code.render::<qrcode::render::unicode::Dense1x2>().build();
     Ok(drawn.lines().map(|line| format!("\u{1b}[30;107m{line}\u{1b}[0m\n")).collect())
 }

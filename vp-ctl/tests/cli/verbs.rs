@@ -168,7 +168,7 @@ fn changes_say_what_was_done() {
         (
             "expose web --target 10.0.0.5 --target 10.0.0.6 --port tcp/8080,icmp --allow site:factory --source presence",
             "web exposed: tcp/8080, icmp of 10.0.0.5, 10.0.0.6, to site:factory\n",
-            r#"POST /v1/expose {"name":"web","target":["10.0.0.5","10.0.0.6"],"ports":["tcp/8080","icmp"],"allow":["site:factory"],"source":"presence"}"#,
+            r#"POST /v1/expose {"name":"web","target":["10.0.0.5","10.0.0.6"],"ports":["tcp/8080","icmp"],"allow":["site:factory"],"source":"presence","limits":[]}"#,
         ),
     ] {
         let said = agent.ctl(line);
