@@ -173,7 +173,7 @@ impl<S: Ord + Clone> Limiter<S> {
     }
 
     /// Replaces what is limited. What stays as it was keeps what is left of it; flows that have another share now are to be
-    /// [attached](Self::attach) again.
+    /// attached again.
     pub fn configure(&mut self, mut wanted: BTreeMap<S, Terms>, now: Instant) {
         let Self { subjects, numbers, limits, by_caller, .. } = self;
         subjects.retain(|number, known| {
