@@ -80,22 +80,8 @@ fn the_first_two_sites_of_the_readme_work_step_by_step() {
         let said = factory.ctl("explain --from plc --to web.cloud --port tcp/80")?;
         ensure!(said.ends_with("allowed\n"), "{said}");
         factory.ctl("doctor")?;
-        every_metric_is_in(&readme, &factory)
+        Ok(())
     });
-}
-
-fn every_metric_is_in(readme: &str, gateway: &Gateway) -> Result<()> {
-    let mut curl = Command::new("curl");
-    curl.args(["-sS", "--fail", "--unix-socket"]).arg(gateway.directory.join("agent.sock")).arg("http://vp/metrics");
-    let text = String::from_utf8(curl.output()?.stdout)?;
-    let kinds: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
-    ensure!(kinds.len() > 10, "{text}");
-    for kind in kinds {
-        let (name, kind) = kind.split_once(' ').context("a type")?;
-        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
-        ensure!(readme.contains(&format!("| `{name}` |")), "{name} is not in the README");
-    }
-    Ok(())
 }
 
 /// An agent with a file as an operator writes it, and with no more rights than the unit gives it; paths are the lab's own.
